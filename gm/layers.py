@@ -1,0 +1,196 @@
+"""Layers with the published checkpoints' parameter names (`weight`, `bias`), norms included.
+
+Every layer has a `compute_dtype`: None computes in the parameters' type; fp16 or bf16 casts input and parameters on
+the way in (mixed precision over fp32 masters, :mod:`gm.precision`). Norms always compute in fp32.
+"""
+
+import math
+from typing import Optional, Sequence, Tuple, Union
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Uniform, initializer
+
+from gm import kernels
+
+GROUPS = 32  # of every GroupNorm in SVD
+
+
+def _uniform(shape: Sequence[int], fan_in: int, zero: bool = False) -> Tensor:
+    """U(-1/√fan_in, 1/√fan_in), or zeros for layers that must start silent."""
+    return initializer("zeros" if zero else Uniform(1 / math.sqrt(fan_in)), tuple(shape), ms.float32)
+
+
+class Linear(nn.Cell):
+    """`x @ weightᵀ + bias` over the last axis.
+
+    Args:
+        zero_init: start as the zero map (for the last layer of a residual branch).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, zero_init: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(_uniform((out_features, in_features), in_features, zero_init))
+        self.bias = Parameter(_uniform((out_features,), in_features, zero_init)) if bias else None
+        self.compute_dtype: Optional[ms.Type] = None
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.compute_dtype is not None:
+            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
+        y = self.matmul(x.reshape(-1, self.in_features), weight)  # … i -> n o
+        if bias is not None:
+            y = self.bias_add(y, bias.astype(y.dtype))
+        return y.reshape(x.shape[:-1] + (self.out_features,))
+
+
+class Conv2d(nn.Cell):
+    """A square 2-D convolution over (b, c, h, w).
+
+    Args:
+        padding: zeros on each side: one number, or (top, bottom, left, right).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: Union[int, Tuple[int, int, int, int]] = 0,
+        bias: bool = True,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        fan_in = in_channels * kernel_size**2
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = Parameter(_uniform(shape, fan_in, zero_init))
+        self.bias = Parameter(_uniform((out_channels,), fan_in, zero_init)) if bias else None
+        self.compute_dtype: Optional[ms.Type] = None
+        self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.compute_dtype is not None:
+            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
+        y = self.conv(x, weight)
+        return y if bias is None else self.bias_add(y, bias.astype(y.dtype))
+
+
+class TemporalConv(nn.Cell):
+    """A (3, 1, 1) convolution over time, computed as a (3, 1) convolution over (b, c, t, h·w).
+
+    The weight keeps the published 5-D shape (o, i, 3, 1, 1). Padding is one zero frame at each end.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, zero_init: bool = False) -> None:
+        super().__init__()
+        self.weight = Parameter(_uniform((out_channels, in_channels, 3, 1, 1), in_channels * 3, zero_init))
+        self.bias = Parameter(_uniform((out_channels,), in_channels * 3, zero_init))
+        self.compute_dtype: Optional[ms.Type] = None
+        self.conv = ops.Conv2D(out_channels, (3, 1), pad_mode="pad", pad=(1, 1, 0, 0))
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(self.weight.shape[:4])  # o i 3 1 1 -> o i 3 1
+        if self.compute_dtype is not None:
+            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
+        y = self.conv(x, weight)
+        return self.bias_add(y, self.bias.astype(y.dtype))
+
+
+class GroupNorm(nn.Cell):
+    """Group normalisation over axis 1 of (b, c, …), in fp32, returned in the input's type."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, num_groups: int = GROUPS) -> None:
+        super().__init__()
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = Parameter(initializer("ones", (num_channels,), ms.float32))
+        self.bias = Parameter(initializer("zeros", (num_channels,), ms.float32))
+        self.fused = kernels.fused_kernels()
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        x32 = x.astype(ms.float32)
+        if self.fused:
+            y = ops.group_norm(x32, self.num_groups, weight, bias, self.eps)
+        else:
+            y = kernels.group_norm(x32, self.num_groups, weight, bias, self.eps)
+        return y.astype(x.dtype)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last axis, in fp32, returned in the input's type."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (num_features,), ms.float32))
+        self.bias = Parameter(initializer("zeros", (num_features,), ms.float32))
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        return self.norm(x.astype(ms.float32), weight, bias)[0].astype(x.dtype)
+
+
+class SiLU(nn.Cell):
+    """x·sigmoid(x), in fp32, returned in the input's type (fp16's is slow on CPU and imprecise everywhere)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.silu(x.astype(ms.float32)).astype(x.dtype)
+
+
+class GEGLU(nn.Cell):
+    """The gated linear unit h · gelu(g) with (h, g) = proj(x) (Shazeer 2020)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.proj = Linear(in_features, out_features * 2)
+
+    def construct(self, x: Tensor) -> Tensor:
+        hidden, gate = ops.chunk(self.proj(x), 2, axis=-1)
+        return hidden * kernels.gelu(gate)
+
+
+class FeedForward(nn.Cell):
+    """GEGLU to four times the width, and back.
+
+    Args:
+        zero_init: start as the zero map.
+    """
+
+    def __init__(self, features: int, mult: int = 4, zero_init: bool = False) -> None:
+        super().__init__()
+        inner = features * mult
+        # Index 1 is the reference's dropout: the published names count it.
+        self.net = nn.CellList([GEGLU(features, inner), nn.Identity(), Linear(inner, features, zero_init=zero_init)])
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """cos and sin of `positions` at `dim`/2 frequencies falling geometrically from 1 to 1/max_period.
+
+    Source: Vaswani et al. 2017, in the order of DDPM's code (cosines first).
+
+    Args:
+        positions: (n,), any real numbers.
+        dim: an even number.
+
+    Returns:
+        (n, dim), fp32.
+    """
+    half = dim // 2
+    frequencies = ops.exp(ops.arange(half).astype(ms.float32) * (-math.log(max_period) / half))
+    angles = positions.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)  # n half
+    return ops.cat((ops.cos(angles), ops.sin(angles)), axis=-1)
+
+
+def timestep_mlp(in_features: int, hidden: int, out_features: int) -> nn.SequentialCell:
+    """The two-layer SiLU network behind every sinusoidal embedding."""
+    return nn.SequentialCell(Linear(in_features, hidden), SiLU(), Linear(hidden, out_features))

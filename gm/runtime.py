@@ -1,0 +1,70 @@
+"""The device, the execution mode and the threads of a process: set once, before the first operator runs."""
+
+import logging
+import os
+from typing import NamedTuple
+
+from gm.errors import UserError
+
+GRAPH_MODE, PYNATIVE_MODE = 0, 1
+DEVICES = ("auto", "CPU", "Ascend")
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime(NamedTuple):
+    """What :func:`setup_runtime` settled on."""
+
+    device: str  # "CPU" or "Ascend"
+    mode: int  # GRAPH_MODE or PYNATIVE_MODE
+
+
+def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto") -> Runtime:
+    """Chooses the device and sets MindSpore up for it.
+
+    Args:
+        mode: 0 compiles the networks (graph mode), 1 runs operator by operator (PyNative).
+        device_target: `auto` (an Ascend card if MindSpore sees one, else the CPU), `CPU` or `Ascend`.
+
+    Raises:
+        UserError: an unknown device, or a device that is not there.
+    """
+    if device_target not in DEVICES:
+        raise UserError(f"--device_target: {device_target!r} is none of {', '.join(DEVICES)}")
+    _set_environment()
+    import mindspore as ms  # the environment must be set first
+
+    device = choose_device(device_target, ascend_available=_ascend_available())
+    ms.set_device(device)
+    ms.set_context(mode=mode)
+    if device == "CPU" and mode == PYNATIVE_MODE:
+        ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
+    logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
+    return Runtime(device, mode)
+
+
+def choose_device(device_target: str, ascend_available: bool) -> str:
+    """The device for a `--device_target`: the one asked for, or for `auto` the fastest there is."""
+    if device_target == "Ascend" and not ascend_available:
+        raise UserError(
+            "--device_target=Ascend: MindSpore finds no Ascend card here; check the driver and CANN, "
+            "or use --device_target=CPU"
+        )
+    if device_target == "auto":
+        return "Ascend" if ascend_available else "CPU"
+    return device_target
+
+
+def _ascend_available() -> bool:
+    import mindspore as ms
+
+    hal = getattr(ms, "hal", None)
+    return bool(hal and hal.is_available("Ascend"))
+
+
+def _set_environment() -> None:
+    # oneDNN 3.10 (MindSpore 2.9 and 2.10) has no fast fp32 convolution for AVX-512 in this build; AVX2's is fast.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+    # On 910* overflow shows as inf/nan, as IEEE 754 says, instead of saturating.
+    os.environ.setdefault("MS_ASCEND_CHECK_OVERFLOW_MODE", "INFNAN_MODE")
+    os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore's warnings are not addressed to users

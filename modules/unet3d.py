@@ -1,0 +1,169 @@
+"""The video UNet of Stable Video Diffusion: Stable Diffusion 2.1's with a temporal layer after each spatial one."""
+
+from typing import List, Sequence, Tuple
+
+from mindspore import Tensor, nn, ops
+
+from gm.layers import Conv2d, GroupNorm, SiLU, sinusoidal_embedding, timestep_mlp
+from modules.resblock import VideoResBlock
+from modules.temporal_attention import SpatialVideoTransformer
+
+TEMPORAL_NAMES = ("time_stack", "time_mixer", "time_pos_embed")  # a parameter is temporal if its path has one of these
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a parameter of the UNet belongs to a temporal layer."""
+    return any(part in TEMPORAL_NAMES for part in name.split("."))
+
+
+class InputConv(Conv2d):
+    """The UNet's first convolution, with a UNet block's signature."""
+
+    def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        return super().construct(x)
+
+
+class Downsample(nn.Cell):
+    """A convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Cell):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        return self.conv(double_size(x))
+
+
+def double_size(x: Tensor) -> Tensor:
+    """Each pixel repeated twice in both directions: (n, c, h, w) -> (n, c, 2h, 2w)."""
+    n, c, h, w = x.shape
+    x = ops.broadcast_to(x.reshape(n * c, h, 1, w, 1), (n * c, h, 2, w, 2))
+    return x.reshape(n, c, 2 * h, 2 * w)
+
+
+class VideoUNet(nn.Cell):
+    """Predicts F(c_in·x; c_noise, conditioning) for all frames of a clip together.
+
+    Args:
+        in_channels: noisy latent + latent of the conditioning frame (SVD: 8).
+        out_channels: of the latent (4).
+        model_channels: width of the first level (320).
+        num_res_blocks: per level (2).
+        channel_mult: width of each level, as a multiple of `model_channels`.
+        attention_resolutions: downsampling factors at which there is a transformer.
+        num_head_channels: width of an attention head (64).
+        transformer_depth: blocks per transformer (1).
+        context_dim: width of the cross-attention tokens (1024).
+        adm_in_channels: width of the vector conditioning (768).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 8,
+        out_channels: int = 4,
+        model_channels: int = 320,
+        num_res_blocks: int = 2,
+        channel_mult: Sequence[int] = (1, 2, 4, 4),
+        attention_resolutions: Sequence[int] = (4, 2, 1),
+        num_head_channels: int = 64,
+        transformer_depth: int = 1,
+        context_dim: int = 1024,
+        adm_in_channels: int = 768,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.model_channels = model_channels
+        emb_channels = model_channels * 4
+        self.time_embed = timestep_mlp(model_channels, emb_channels, emb_channels)
+        self.label_emb = nn.CellList([timestep_mlp(adm_in_channels, emb_channels, emb_channels)])
+
+        def transformer(channels: int) -> SpatialVideoTransformer:
+            heads = channels // num_head_channels
+            return SpatialVideoTransformer(channels, heads, num_head_channels, context_dim, transformer_depth)
+
+        def level(channels: int, out: int, factor: int) -> List[nn.Cell]:
+            blocks: List[nn.Cell] = [VideoResBlock(channels, emb_channels, out)]
+            return blocks + ([transformer(out)] if factor in attention_resolutions else [])
+
+        widths = [model_channels * mult for mult in channel_mult]
+        down, skips = _build_down(in_channels, widths, num_res_blocks, level)
+        channels = widths[-1]
+        self.input_blocks = nn.CellList(down)
+        self.middle_block = nn.CellList(
+            [
+                VideoResBlock(channels, emb_channels, channels),
+                transformer(channels),
+                VideoResBlock(channels, emb_channels, channels),
+            ]
+        )
+        self.output_blocks = nn.CellList(_build_up(skips, widths, num_res_blocks, level))
+        self.out = nn.SequentialCell(
+            GroupNorm(model_channels), SiLU(), Conv2d(model_channels, out_channels, 3, padding=1, zero_init=True)
+        )
+
+    def construct(self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int) -> Tensor:
+        """One evaluation of the network.
+
+        Args:
+            x: (b·t, in_channels, h, w), h and w multiples of 2^(levels - 1).
+            c_noise: (b,), the noise level's embedding input, 0.25 ln σ.
+            context: (b, n, context_dim).
+            vector: (b, adm_in_channels).
+            num_frames: t.
+
+        Returns:
+            (b·t, out_channels, h, w).
+        """
+        sinusoid = sinusoidal_embedding(c_noise, self.model_channels).astype(x.dtype)
+        emb = self.time_embed(sinusoid) + self.label_emb[0](vector.astype(x.dtype))  # b e
+        skips = []
+        for stage in self.input_blocks:
+            for block in stage:
+                x = block(x, emb, context, num_frames)
+            skips.append(x)
+        for block in self.middle_block:
+            x = block(x, emb, context, num_frames)
+        for stage in self.output_blocks:
+            x = ops.cat((x, skips.pop()), axis=1)
+            for block in stage:
+                x = block(x, emb, context, num_frames)
+        return self.out(x)
+
+
+def _build_down(in_channels: int, widths: Sequence[int], depth: int, level) -> Tuple[List[nn.CellList], List[int]]:
+    """The way down, and the width of each skip connection it leaves."""
+    stages, skips = [nn.CellList([InputConv(in_channels, widths[0], 3, padding=1)])], [widths[0]]
+    channels = widths[0]
+    for index, width in enumerate(widths):
+        for _ in range(depth):
+            stages.append(nn.CellList(level(channels, width, 2**index)))
+            channels = width
+            skips.append(width)
+        if index < len(widths) - 1:
+            stages.append(nn.CellList([Downsample(width)]))
+            skips.append(width)
+    return stages, skips
+
+
+def _build_up(skips: Sequence[int], widths: Sequence[int], depth: int, level) -> List[nn.CellList]:
+    """The way up: each stage takes the last result and one skip connection."""
+    stages, skips, channels = [], list(skips), widths[-1]
+    for index, width in reversed(list(enumerate(widths))):
+        for position in range(depth + 1):
+            blocks = level(channels + skips.pop(), width, 2**index)
+            channels = width
+            if index > 0 and position == depth:
+                blocks.append(Upsample(width))
+            stages.append(nn.CellList(blocks))
+    return stages
