@@ -2,12 +2,13 @@
 
 import os
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import av
 import numpy as np
 
-PathLike = Union[str, os.PathLike]
+from gm.files import PathLike
+
 # How far before the asked time a second, third … seek goes when the first one lands too late (open groups of
 # pictures, MPEG-TS); the last resort is the start of the file.
 SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)

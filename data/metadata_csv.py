@@ -1,0 +1,124 @@
+"""The training CSV: one video a row with its path, its length in frames and its motion bucket."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+from gm.errors import UserError
+from gm.files import PathLike, atomic_file, reason
+
+PATH, LENGTH, BUCKET = COLUMNS = ("path", "length", "motion_bucket_id")
+MAX_BUCKET = 255
+SCORE_COMMAND = "python svd_tools/score_motion.py"
+
+
+class VideoRow(NamedTuple):
+    """One usable row."""
+
+    path: str  # as written, relative to the data folder
+    length: int  # frames
+    motion_bucket_id: float  # 0..255
+
+
+def read_rows(metadata: PathLike, columns: Sequence[str], flag: str) -> Iterator[Tuple[int, Dict[str, str]]]:
+    """Yields (row number in the file, {column: stripped text}) for the rows of a CSV file with a header line.
+
+    Quoted fields, blank lines, a byte-order mark, other columns and any order of columns are accepted.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 CSV, or lacks a column, or a row lacks a field.
+    """
+    header: List[str] = []
+    try:
+        with open(metadata, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            for record in reader:
+                record = [field.strip() for field in record]
+                if not any(record):
+                    continue  # a blank line, or bare commas
+                if not header:
+                    header = _checked_header(record, columns, f"{flag}: {metadata}, row {reader.line_num}")
+                    continue
+                fields = dict(zip(header, record))
+                for column in columns:
+                    if not fields.get(column):
+                        raise UserError(f"{flag}: {metadata}, row {reader.line_num}: {column} is empty; fill it in")
+                yield reader.line_num, fields
+    except OSError as error:
+        raise UserError(f"{flag}: cannot read {metadata}: {reason(error)}; name a CSV file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}: {metadata} is not UTF-8 text; save it as a UTF-8 CSV file") from error
+    except csv.Error as error:
+        raise UserError(f"{flag}: {metadata}, row {reader.line_num}: {error}; correct the quoting") from error
+
+
+def read_metadata(data_dir: PathLike, metadata: PathLike, dir_flag: str, metadata_flag: str) -> List[VideoRow]:
+    """Reads and checks a training CSV; every file that it names exists.
+
+    Args:
+        data_dir: the folder that paths are relative to.
+        metadata: the CSV file.
+        dir_flag: the command-line flag of `data_dir`, for the error line.
+        metadata_flag: the flag of `metadata`.
+
+    Raises:
+        UserError: naming the CSV and the row: a missing column, file or field, a length that is no whole number above
+            0, a motion bucket that is no number or outside 0..255; or `data_dir` is no folder, or there is no row.
+    """
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{dir_flag}: {data_dir} is no folder; name the one that the paths in {metadata} start from")
+    rows = []
+    for line, fields in read_rows(metadata, COLUMNS, metadata_flag):
+        place = f"{metadata_flag}: {metadata}, row {line}"
+        if not (Path(data_dir) / fields[PATH]).is_file():
+            raise UserError(f"{place}: no file {fields[PATH]} in {data_dir}; correct the path or {dir_flag}")
+        rows.append(VideoRow(fields[PATH], _length(fields[LENGTH], place), _bucket(fields[BUCKET], place)))
+    if not rows:
+        raise UserError(f"{metadata_flag}: {metadata} holds no video below its header; make one with {SCORE_COMMAND}")
+    return rows
+
+
+def write_rows(path: PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file with a header line, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _checked_header(names: List[str], columns: Sequence[str], place: str) -> List[str]:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise UserError(
+            f"{place}: no column {', '.join(missing)} among {', '.join(names)}; the header line is {','.join(columns)}"
+        )
+    return names
+
+
+def _length(text: str, place: str) -> int:
+    value = _number(text, LENGTH, place)
+    if value < 1 or value != int(value):
+        raise UserError(f"{place}: {LENGTH} is {text}; it is a number of frames, 1 or more")
+    return int(value)
+
+
+def _bucket(text: str, place: str) -> float:
+    value = _number(text, BUCKET, place)
+    if not 0 <= value <= MAX_BUCKET:
+        raise UserError(f"{place}: {BUCKET} is {text}; it lies in 0..{MAX_BUCKET} ({SCORE_COMMAND} computes it)")
+    return value
+
+
+def _number(text: str, column: str, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{place}: {column} is {text!r}, which is no number; correct it")
+    return value
