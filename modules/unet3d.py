@@ -127,15 +127,15 @@ class VideoUNet(nn.Cell):
         """
         sinusoid = sinusoidal_embedding(c_noise, self.model_channels).astype(x.dtype)
         emb = self.time_embed(sinusoid) + self.label_emb[0](vector.astype(x.dtype))  # b e
-        skips = []
+        skips = ()
         for stage in self.input_blocks:
             for block in stage:
                 x = block(x, emb, context, num_frames)
-            skips.append(x)
+            skips += (x,)
         for block in self.middle_block:
             x = block(x, emb, context, num_frames)
-        for stage in self.output_blocks:
-            x = ops.cat((x, skips.pop()), axis=1)
+        for index, stage in enumerate(self.output_blocks):
+            x = ops.cat((x, skips[-1 - index]), axis=1)
             for block in stage:
                 x = block(x, emb, context, num_frames)
         return self.out(x)
