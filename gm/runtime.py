@@ -2,7 +2,8 @@
 
 import logging
 import os
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple
 
 from gm.errors import UserError
 
@@ -37,10 +38,23 @@ def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto") -> Runtim
     device = choose_device(device_target, ascend_available=_ascend_available())
     ms.set_device(device)
     ms.set_context(mode=mode)
-    if device == "CPU" and mode == PYNATIVE_MODE:
+    if device == "CPU":
         ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
     logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
     return Runtime(device, mode)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Operator by operator inside, whatever the mode outside: for networks that run once, where compiling costs more."""
+    import mindspore as ms
+
+    mode = ms.get_context("mode")
+    ms.set_context(mode=PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=mode)
 
 
 def choose_device(device_target: str, ascend_available: bool) -> str:

@@ -5,6 +5,7 @@ from typing import List, Sequence, Tuple
 from mindspore import Tensor, nn, ops
 
 from gm.layers import Conv2d, GroupNorm, SiLU, sinusoidal_embedding, timestep_mlp
+from gm.upsampling import double_size
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
@@ -43,13 +44,6 @@ class Upsample(nn.Cell):
 
     def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
         return self.conv(double_size(x))
-
-
-def double_size(x: Tensor) -> Tensor:
-    """Each pixel repeated twice in both directions: (n, c, h, w) -> (n, c, 2h, 2w)."""
-    n, c, h, w = x.shape
-    x = ops.broadcast_to(x.reshape(n * c, h, 1, w, 1), (n * c, h, 2, w, 2))
-    return x.reshape(n, c, 2 * h, 2 * w)
 
 
 class VideoUNet(nn.Cell):

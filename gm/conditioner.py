@@ -1,0 +1,61 @@
+"""All embedders together: a batch of named inputs to the UNet's three kinds of conditioning."""
+
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+from mindspore import Tensor, nn
+
+
+class Conditioning(NamedTuple):
+    """What the UNet is conditioned on (host arrays, fp32)."""
+
+    vector: np.ndarray  # (b, 768): fps_id, motion_bucket_id, cond_aug
+    crossattn: np.ndarray  # (b, n, 1024): CLIP tokens
+    concat: np.ndarray  # (b, 4, h, w): latent of the conditioning frame
+
+    def unconditional(self) -> "Conditioning":
+        """Without the image: its token and its latent are zero, the vector stays."""
+        return Conditioning(self.vector, np.zeros_like(self.crossattn), np.zeros_like(self.concat))
+
+
+KIND_OF_NDIM = {2: "vector", 3: "crossattn", 4: "concat"}
+
+
+class GeneralConditioner(nn.Cell):
+    """Runs every embedder on its input and concatenates the results by kind.
+
+    Args:
+        embedders: in the published order; vectors are concatenated in it.
+    """
+
+    def __init__(self, embedders: Sequence[nn.Cell]) -> None:
+        super().__init__()
+        self.embedders = nn.CellList(embedders)
+
+    @property
+    def input_keys(self) -> List[str]:
+        return [embedder.input_key for embedder in self.embedders]
+
+    def embed(self, batch: Dict[str, np.ndarray], skip: Optional[Sequence[str]] = None) -> Dict[str, np.ndarray]:
+        """The conditioning of each kind, from host arrays to host arrays.
+
+        Args:
+            batch: `input_key` -> numbers (b,) or pixels (b, 3, H, W), range -1..1.
+            skip: input keys not to embed (whose results are cached).
+
+        Raises:
+            KeyError: an embedder's input is missing.
+        """
+        parts: Dict[str, List[np.ndarray]] = {}
+        for embedder in self.embedders:
+            if skip and embedder.input_key in skip:
+                continue
+            value = batch[embedder.input_key].astype(np.float32)
+            prepare = getattr(embedder, "prepare", None)
+            out = embedder(Tensor(prepare(value) if prepare else value)).asnumpy().astype(np.float32)
+            parts.setdefault(KIND_OF_NDIM[out.ndim], []).append(out)
+        return {kind: np.concatenate(values, axis=1) for kind, values in parts.items()}
+
+    def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
+        """All three kinds; see :meth:`embed`."""
+        return Conditioning(**self.embed(batch))

@@ -1,0 +1,176 @@
+"""The diffusion engine: conditioning, sampling and decoding as stages over one checkpoint file."""
+
+from pathlib import Path
+from typing import Callable, Dict, Optional, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from gm.checkpoint import open_checkpoint
+from gm.checkpoint_names import compare_names
+from gm.conditioner import Conditioning
+from gm.config import Recipe
+from gm.denoiser import Denoiser
+from gm.runtime import eager
+from gm.sampler import Sampler
+from gm.stage import Stage
+
+# Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
+BATCHED_GUIDANCE_BYTES = 1 << 27
+
+
+class DiffusionEngine:
+    """Latent video diffusion from one frame.
+
+    Args:
+        network: recipe of the UNet.
+        denoiser: the preconditioning.
+        conditioner: recipe of the embedders.
+        first_stage: recipe of the autoencoder.
+        sampler: with its discretization and guider.
+        scale_factor: what latents are multiplied by before diffusion.
+        num_frames, height, width: what the model was trained for; pixels.
+    """
+
+    DEFERRED = ["network", "conditioner", "first_stage"]
+
+    def __init__(
+        self,
+        network: Recipe,
+        denoiser: Denoiser,
+        conditioner: Recipe,
+        first_stage: Recipe,
+        sampler: Sampler,
+        scale_factor: float = 0.18215,
+        num_frames: int = 14,
+        height: int = 576,
+        width: int = 1024,
+    ) -> None:
+        self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
+        self.num_frames, self.height, self.width = num_frames, height, width
+        self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
+        self.network = Stage(network, "model.diffusion_model.", "UNet")
+        self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
+
+    @property
+    def stages(self) -> Tuple[Stage, Stage, Stage]:
+        return self.network, self.conditioner, self.first_stage
+
+    def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Published name -> shape of every parameter of the whole model."""
+        return {name: shape for stage in self.stages for name, shape in stage.shapes().items()}
+
+    def attach(self, checkpoint: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
+        """Names the weights' file and compares its names and shapes with the network's; loads nothing yet.
+
+        Args:
+            dtype: of the UNet's and CLIP's weights; the autoencoder computes in fp32.
+            offload: each stage's weights are released when it ends.
+
+        Raises:
+            UserError: the file cannot be read, or is another model's; all differences are listed.
+        """
+        with open_checkpoint(checkpoint) as source:
+            compare_names(self.parameter_shapes(), source.info, what=f"the checkpoint {checkpoint}")
+        self.network.attach(checkpoint, dtype, offload)
+        self.conditioner.attach(checkpoint, ms.float32, offload)
+        self.first_stage.attach(checkpoint, ms.float32, offload)
+
+    def load(self) -> None:
+        """Loads every stage now, unless they are loaded one at a time."""
+        for stage in self.stages:
+            if not stage.offload:
+                stage.load()
+
+    def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
+        """The conditioning of a batch of named inputs (:class:`gm.conditioner.GeneralConditioner`)."""
+        with self.conditioner as conditioner, eager():
+            return conditioner.condition(batch)
+
+    def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Denoises a batch of clips.
+
+        Args:
+            cond: of b clips.
+            noise: (b, t, 4, h, w), unit Gaussian.
+            rng: for samplers that add noise on the way.
+
+        Returns:
+            Latents (b, t, 4, h, w), still multiplied by the scale factor.
+        """
+        with self.network as network:
+            evaluate = _network_function(network, self.network.dtype)
+            denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
+            return self.sampler(denoise, noise, rng, _progress("sampling"))
+
+    def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
+        """Latents to pixels.
+
+        Args:
+            latents: (b, t, 4, h, w), multiplied by the scale factor.
+            chunk_size: frames decoded together; None or 0 for all. A remainder is decoded by itself.
+
+        Returns:
+            (b, t, 3, 8h, 8w), about -1..1.
+        """
+        chunk = chunk_size or latents.shape[1]
+        with self.first_stage as autoencoder, eager():
+            clips = []
+            for clip in latents / np.float32(self.scale_factor):
+                starts = range(0, len(clip), chunk)
+                parts = [clip[start : start + chunk] for start in starts]
+                clips.append(
+                    [autoencoder.decode(Tensor(part), len(part)).asnumpy() for part in _progress("decoding")(parts)]
+                )
+        return np.stack([np.concatenate(parts) for parts in clips])
+
+
+def _used_in_conditioning(name: str) -> bool:
+    """CLIP's image tower and the autoencoder's way in; not the text leftovers, not the image decoder."""
+    text = ".open_clip.model." in name and ".visual." not in name
+    return not (text or ".encoder.decoder." in name or ".post_quant_conv." in name)
+
+
+def _used_in_decoding(name: str) -> bool:
+    return name.startswith(("decoder.", "post_quant_conv."))
+
+
+def _progress(title: str) -> Callable:
+    """A progress bar with the time left; none where standard error is no terminal."""
+
+    def wrap(items):
+        return tqdm(items, desc=title, disable=None, leave=False)
+
+    return wrap
+
+
+def _network_function(network: nn.Cell, dtype: ms.Type) -> Callable:
+    """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips."""
+
+    def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
+        b, t, _, h, w = x.shape
+        image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
+        frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
+        out = network(Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t)
+        return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
+
+    return evaluate
+
+
+def _guided(denoiser: Denoiser, guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
+    """(x, σ) -> the guided estimate of the clean latents."""
+    uncond = cond.unconditional()
+
+    def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
+        b, t, _, h, w = x.shape
+        if not guider.is_active(t):
+            return denoiser(evaluate, x, sigma, cond)
+        if 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
+            return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
+        both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
+        halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)
+        return guider(halves[:b], halves[b:])
+
+    return denoise

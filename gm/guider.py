@@ -1,0 +1,68 @@
+"""Classifier-free guidance (Ho & Salimans 2022) with a scale for each frame (SVD, D.4.1)."""
+
+import numpy as np
+
+from gm.errors import UserError
+
+
+class Guider:
+    """uncond + scale·(cond - uncond).
+
+    Args:
+        min_scale, max_scale: the range of the scale; each guider says over which frames.
+    """
+
+    def __init__(self, max_scale: float = 2.5, min_scale: float = 1.0) -> None:
+        self.max_scale, self.min_scale = max_scale, min_scale
+
+    def shape(self, num_frames: int) -> np.ndarray:
+        """(t,) in 0..1: where the scale is lowest (0) and highest (1)."""
+        raise NotImplementedError
+
+    def scales(self, num_frames: int) -> np.ndarray:
+        """(t,): the scale of each frame."""
+        return self.min_scale + (self.max_scale - self.min_scale) * self.shape(num_frames)
+
+    def __call__(self, uncond: np.ndarray, cond: np.ndarray) -> np.ndarray:
+        """Two denoised clips (…, t, c, h, w) -> the guided one."""
+        scales = self.scales(cond.shape[-4]).astype(cond.dtype).reshape(-1, 1, 1, 1)
+        return uncond + scales * (cond - uncond)
+
+    def is_active(self, num_frames: int) -> bool:
+        """Whether any frame's scale differs from 1, so that the unconditional half is needed."""
+        return bool(np.any(self.scales(num_frames) != 1.0))
+
+
+class LinearPredictionGuider(Guider):
+    """From min at the first frame to max at the last: SVD's own."""
+
+    def shape(self, num_frames: int) -> np.ndarray:
+        return np.linspace(0, 1, num_frames)
+
+
+class ConstantGuider(Guider):
+    """max at every frame; min is not used, and may not be given."""
+
+    def __init__(self, max_scale: float = 2.5, min_scale: float = None) -> None:
+        if min_scale is not None and min_scale != max_scale:
+            raise UserError("--SVD.min_cfg: the constant guider has one scale; give --SVD.max_cfg alone")
+        super().__init__(max_scale, max_scale)
+
+    def shape(self, num_frames: int) -> np.ndarray:
+        return np.ones(num_frames)
+
+
+class TrianglePredictionGuider(Guider):
+    """min at both ends, max in the middle (sgm, for closed camera paths)."""
+
+    def shape(self, num_frames: int) -> np.ndarray:
+        position = np.linspace(0, 1, num_frames)
+        return 1 - np.abs(2 * position - 1)
+
+
+class TrapezoidPredictionGuider(Guider):
+    """min at both ends, max over the middle half."""
+
+    def shape(self, num_frames: int) -> np.ndarray:
+        position = np.linspace(0, 1, num_frames)
+        return np.clip(2 - 4 * np.abs(position - 0.5), 0, 1)

@@ -1,0 +1,67 @@
+"""A network whose weights are in memory only while they are needed."""
+
+import gc
+from pathlib import Path
+from typing import Callable, Dict, Optional, Tuple
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from gm.checkpoint import open_checkpoint
+from gm.weights import load_weights, parameter_shapes
+
+Needed = Callable[[str], bool]
+
+
+class Stage:
+    """One part of the model, from its recipe and its share of a checkpoint file.
+
+    Args:
+        build: makes the network.
+        prefix: of its parameters in the published names.
+        title: for the progress bar.
+        needed: which of its parameters (by their name in the network) are loaded; None for all.
+    """
+
+    def __init__(self, build: Callable[[], nn.Cell], prefix: str, title: str, needed: Optional[Needed] = None) -> None:
+        self.build, self.prefix, self.title, self.needed = build, prefix, title, needed
+        self.path: Optional[Path] = None
+        self.dtype = ms.float32
+        self.offload = False
+        self.net: Optional[nn.Cell] = None
+
+    def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
+        """Names the checkpoint file, the weights' type, and whether they are released after each use."""
+        self.path, self.dtype, self.offload = path, dtype, offload
+
+    def skeleton(self) -> nn.Cell:
+        """The network without values in its parameters."""
+        with no_init_parameters():
+            return self.build()
+
+    def shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Published name -> shape of every parameter."""
+        return parameter_shapes(self.skeleton(), self.prefix)
+
+    def load(self) -> nn.Cell:
+        """The network with its weights, loaded now or before."""
+        if self.net is None:
+            net = self.skeleton()
+            with open_checkpoint(self.path) as source:
+                load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
+            net.set_train(False)
+            self.net = net
+        return self.net
+
+    def release(self) -> None:
+        """Forgets the network and its weights."""
+        self.net = None
+        gc.collect()
+
+    def __enter__(self) -> nn.Cell:
+        return self.load()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.offload:
+            self.release()

@@ -1,0 +1,244 @@
+"""Image to video: from a picture to frames, with every setting of the command line."""
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
+
+import numpy as np
+
+from data.image_reader import fit_image
+from gm import precision
+from gm.checkpoint import file_sha256
+from gm.config import instantiate, load_config
+from gm.engine import DiffusionEngine
+from gm.errors import UserError
+from gm.guider import ConstantGuider, LinearPredictionGuider, TrapezoidPredictionGuider, TrianglePredictionGuider
+from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
+from gm.sampler import DPMPP2MSampler, EulerAncestralSampler, EulerEDMSampler, HeunEDMSampler
+
+SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
+MAX_MOTION_BUCKET = 255
+
+SAMPLERS = {
+    "euler": EulerEDMSampler,
+    "heun": HeunEDMSampler,
+    "euler_ancestral": EulerAncestralSampler,
+    "dpmpp2m": DPMPP2MSampler,
+}
+SCHEDULES = {"karras": EDMDiscretization, "ays": AlignYourStepsDiscretization}
+GUIDERS = {
+    "linear": LinearPredictionGuider,
+    "constant": ConstantGuider,
+    "triangle": TrianglePredictionGuider,
+    "trapezoid": TrapezoidPredictionGuider,
+}
+
+logger = logging.getLogger(__name__)
+
+
+class SVDPipeline:
+    """Stable Video Diffusion, image to video.
+
+    Args:
+        config: YAML file that defines the model.
+        checkpoint: its weights: a published svd*.safetensors (fp32 or fp16), the reference toolkit's .ckpt, or a file
+            that train.py or svd_tools/convert.py wrote.
+        num_frames: frames to generate. By default what the model was trained for.
+        fps: frames per second of the video, 5 to 30 recommended; the model is conditioned on it.
+        motion_bucket_id: how much motion, 0 to 255.
+        noise_aug_strength: standard deviation of the noise added to the image (range -1..1) before it is encoded: more
+            means more motion and less likeness.
+        decode_chunk_size: frames decoded at a time; fewer take less memory, more flicker less. 0 decodes all at once.
+        sampling_steps: steps of the sampler. 0 takes the YAML's.
+        amp_level: O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend
+            and O0 on CPU.
+        sampler: euler (SVD's own), heun, euler_ancestral or dpmpp2m. By default the YAML's.
+        schedule: noise levels: karras (SVD's own) or ays (Align Your Steps: good at 10 steps). By default the YAML's.
+        guider: how the guidance scale runs over the frames: linear (from min to max), constant, triangle or trapezoid
+            (max in the middle). By default the YAML's.
+        min_cfg: lowest guidance scale. By default the YAML's.
+        max_cfg: highest guidance scale. By default the YAML's.
+        height: of the video in pixels, a multiple of 64. By default what the model was trained for.
+        width: of the video in pixels, a multiple of 64. By default what the model was trained for.
+        crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
+            (top, left) to 1 (bottom, right).
+        offload: load each stage's weights when it starts and release them when it ends: less memory, more reading.
+    """
+
+    def __init__(
+        self,
+        config: Union[str, Path],
+        checkpoint: Union[str, Path],
+        num_frames: Optional[int] = None,
+        fps: int = 7,
+        motion_bucket_id: int = 127,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int = 0,
+        sampling_steps: int = 0,
+        amp_level: str = "auto",
+        sampler: Optional[str] = None,
+        schedule: Optional[str] = None,
+        guider: Optional[str] = None,
+        min_cfg: Optional[float] = None,
+        max_cfg: Optional[float] = None,
+        height: Optional[int] = None,
+        width: Optional[int] = None,
+        crop_offset: Tuple[float, float] = (0.5, 0.5),
+        offload: bool = False,
+    ) -> None:
+        self.engine: DiffusionEngine = instantiate(load_config(config, flag="--SVD.config")["model"])
+        self.num_frames = self.engine.num_frames if num_frames is None else num_frames
+        self.height = self.engine.height if height is None else height
+        self.width = self.engine.width if width is None else width
+        self.fps, self.motion_bucket_id = fps, motion_bucket_id
+        self.noise_aug_strength = noise_aug_strength
+        self.decode_chunk_size = decode_chunk_size
+        self.crop_offset = tuple(crop_offset)
+        self._check()
+        self._configure_sampler(sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
+        dtype = precision.amp_dtype(amp_level, _device())
+        self.engine.attach(Path(checkpoint), dtype, offload)
+        self.engine.load()
+        self.checkpoint = Path(checkpoint)
+        self._sha256: Optional[str] = None
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Animates a picture.
+
+        Args:
+            image: (h, w, 3) uint8 RGB of any size; resized and cropped to the video's.
+            seed: of all noise; the same seed gives the same frames.
+
+        Returns:
+            (t, height, width, 3), uint8.
+        """
+        rng = np.random.default_rng(seed)
+        pixels = to_pixels(fit_image(image, self.height, self.width, self.crop_offset))
+        image_noise = rng.standard_normal(pixels.shape, np.float32)
+        shape = (1, self.num_frames, 4, self.height // 8, self.width // 8)
+        return self.animate(pixels, image_noise, rng.standard_normal(shape, np.float32), rng)[0]
+
+    def animate(
+        self, pixels: np.ndarray, image_noise: np.ndarray, noise: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Animates first frames from given noise.
+
+        Args:
+            pixels: (b, 3, height, width), range -1..1.
+            image_noise: of the same shape, unit Gaussian, for the noise augmentation.
+            noise: (b, t, 4, height/8, width/8), unit Gaussian.
+            rng: for samplers that add noise on the way.
+
+        Returns:
+            (b, t, height, width, 3), uint8.
+        """
+        cond = self.engine.condition(self._batch(pixels, image_noise))
+        latents = self.engine.sample(cond, noise, rng)
+        return to_frames(self.engine.decode(latents, self.decode_chunk_size))
+
+    @property
+    def settings(self) -> Dict[str, Any]:
+        """What made the frames, for a file's metadata."""
+        sampler = self.engine.sampler
+        if self._sha256 is None:
+            self._sha256 = file_sha256(self.checkpoint)
+        return {
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_sha256": self._sha256,
+            "num_frames": self.num_frames,
+            "height": self.height,
+            "width": self.width,
+            "fps": self.fps,
+            "motion_bucket_id": self.motion_bucket_id,
+            "noise_aug_strength": self.noise_aug_strength,
+            "decode_chunk_size": self.decode_chunk_size,
+            "sampling_steps": sampler.num_steps,
+            "sampler": type(sampler).__name__,
+            "schedule": type(sampler.discretization).__name__,
+            "guider": type(sampler.guider).__name__,
+            "min_cfg": sampler.guider.min_scale,
+            "max_cfg": sampler.guider.max_scale,
+            "dtype": str(self.engine.network.dtype),
+            "crop_offset": list(self.crop_offset),
+        }
+
+    def _batch(self, pixels: np.ndarray, image_noise: np.ndarray) -> Dict[str, np.ndarray]:
+        ones = np.ones(len(pixels), np.float32)
+        return {
+            "cond_frames_without_noise": pixels,
+            "cond_frames": pixels + np.float32(self.noise_aug_strength) * image_noise,
+            "fps_id": ones * (self.fps - 1),  # as in training: one less than the rate
+            "motion_bucket_id": ones * self.motion_bucket_id,
+            "cond_aug": ones * self.noise_aug_strength,
+        }
+
+    def _configure_sampler(self, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps) -> None:
+        """Replaces what the command line names; the rest stays the YAML's."""
+        current = self.engine.sampler
+        discretization, guide = current.discretization, current.guider
+        if schedule is not None:
+            discretization = _choose(SCHEDULES, schedule, "--SVD.schedule")(**_sigma_range(discretization, schedule))
+        if guider is not None or min_cfg is not None or max_cfg is not None:
+            kind = type(guide) if guider is None else _choose(GUIDERS, guider, "--SVD.guider")
+            high = guide.max_scale if max_cfg is None else max_cfg
+            if kind is ConstantGuider:
+                guide = kind(high, min_cfg)
+            else:
+                guide = kind(high, guide.min_scale if min_cfg is None else min_cfg)
+        kind = type(current) if sampler is None else _choose(SAMPLERS, sampler, "--SVD.sampler")
+        if kind is not type(current):
+            current = kind(discretization, guide, current.num_steps)
+        current.discretization, current.guider = discretization, guide
+        current.num_steps = sampling_steps or current.num_steps
+        self.engine.sampler = current
+
+    def _check(self) -> None:
+        """Refuses what cannot work, and warns of what works badly."""
+        for flag, value in (("height", self.height), ("width", self.width)):
+            if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+                near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+                raise UserError(f"--SVD.{flag}={value}: must be a multiple of {SIZE_MULTIPLE}, such as {near}")
+        if self.num_frames < 1:
+            raise UserError(f"--SVD.num_frames={self.num_frames}: must be 1 or more")
+        if self.fps < 1:
+            raise UserError(f"--SVD.fps={self.fps}: must be 1 or more")
+        if not 0 <= self.motion_bucket_id <= MAX_MOTION_BUCKET:
+            raise UserError(f"--SVD.motion_bucket_id={self.motion_bucket_id}: must be 0 to {MAX_MOTION_BUCKET}")
+        if self.noise_aug_strength < 0:
+            raise UserError(f"--SVD.noise_aug_strength={self.noise_aug_strength}: must be 0 or more")
+        if self.decode_chunk_size < 0:
+            raise UserError(f"--SVD.decode_chunk_size={self.decode_chunk_size}: must be 0 (all frames) or more")
+        if not all(0 <= offset <= 1 for offset in self.crop_offset):
+            raise UserError(f"--SVD.crop_offset={list(self.crop_offset)}: both must be 0 to 1")
+        if not 5 <= self.fps <= 30:
+            logger.warning("--SVD.fps=%d is outside the range 5 to 30 that the model was trained for", self.fps)
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, h, w), fp32, range -1..1."""
+    return (image.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1)[None]
+
+
+def to_frames(pixels: np.ndarray) -> np.ndarray:
+    """(b, t, 3, h, w), range -1..1, clipped -> (b, t, h, w, 3), uint8."""
+    unit = np.clip(pixels / 2 + 0.5, 0, 1)
+    return np.rint(unit * 255).astype(np.uint8).transpose(0, 1, 3, 4, 2)
+
+
+def _sigma_range(discretization, schedule: str) -> Dict[str, float]:
+    """Karras sigmas keep the range of the YAML's, where it has one."""
+    if schedule == "karras" and isinstance(discretization, EDMDiscretization):
+        return {"sigma_min": discretization.sigma_min, "sigma_max": discretization.sigma_max, "rho": discretization.rho}
+    return {"sigma_max": 700.0} if schedule == "karras" else {}
+
+
+def _choose(table: Dict[str, Any], name: str, flag: str):
+    if name not in table:
+        raise UserError(f"{flag}={name}: choose one of {', '.join(table)}")
+    return table[name]
+
+
+def _device() -> str:
+    import mindspore as ms
+
+    return ms.get_context("device_target")
