@@ -1,6 +1,6 @@
 """From decoded frames to the model's: resized and cropped without distortion, mirrored, scaled to -1..1."""
 
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -47,7 +47,15 @@ def crop(frames: np.ndarray, height: int, width: int, position: Tuple[float, flo
     return frames[:, top : top + height, left : left + width]
 
 
-def to_model_range(frames: np.ndarray) -> np.ndarray:
-    """uint8 (t, h, w, c) to float32 (t, c, h, w) in -1..1."""
-    channels_first = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))  # t h w c -> t c h w
-    return channels_first * np.float32(1.0 / 127.5) - np.float32(1.0)
+def channels_first(frames: np.ndarray) -> np.ndarray:
+    """(t, h, w, c) to (t, c, h, w), contiguous."""
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))  # t h w c -> t c h w
+
+
+def to_model_range(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Clips of one shape, uint8 in 0..255, stacked as float32 in -1..1."""
+    batch = np.empty((len(clips), *clips[0].shape), np.float32)
+    for scaled, clip in zip(batch, clips):
+        np.multiply(clip, np.float32(1.0 / 127.5), out=scaled)
+    batch -= np.float32(1.0)
+    return batch

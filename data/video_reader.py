@@ -1,8 +1,11 @@
 """A video file as RGB frames at asked-for presentation times, by seeking instead of decoding from the start."""
 
 import os
+from bisect import bisect_left
+from collections import deque
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
+from itertools import chain, islice
+from typing import Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import av
 import numpy as np
@@ -12,6 +15,10 @@ from gm.files import PathLike
 # How far before the asked time a second, third … seek goes when the first one lands too late (open groups of
 # pictures, MPEG-TS); the last resort is the start of the file.
 SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
+# Codecs whose packets say that no other frame refers to theirs: such frames need no decoding unless they are shown.
+# (In HEVC the mark holds within a temporal layer only.)
+SKIPPABLE_CODECS = ("h264",)
+NEIGHBOURS = 32  # packets ahead and behind that are searched for a frame shown instead; beyond any reordering
 
 
 class VideoError(Exception):
@@ -105,12 +112,13 @@ class VideoReader:
             VideoError: as in :meth:`read`, when the frame concerned is reached.
         """
         tolerance = 0.5 / self.fps
+        limits = [self._origin + int((time + tolerance) / self._stream.time_base) for time in times]  # in stream units
         with self._explained():
-            decoded = self._decode_from(times[0] + tolerance) if len(times) else iter(())
+            decoded = self._decode_towards(limits)
             shown = next(decoded, None)
             following = next(decoded, None)
-            for time in times:
-                while following is not None and self._time(following) <= time + tolerance:
+            for time, limit in zip(times, limits):
+                while following is not None and following.pts <= limit:
                     shown, following = following, next(decoded, None)
                 if shown is None or (following is None and self._end(shown) < time + tolerance):
                     raise VideoError(f"{self.path}: ends before {time:.2f} s, where a frame was expected")
@@ -128,33 +136,61 @@ class VideoReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
-        """Decodes on from the last frame at or before `time`, or from one ahead of it."""
-        for back in SEEK_BACK_SECONDS:
-            if time - back <= 0.0:
+    def _decode_towards(self, limits: Sequence[int]) -> Iterator[av.VideoFrame]:
+        """Decodes from the last frame at or before the first of the ascending presentation times on, or from earlier.
+
+        Frames of which none is the last at or before one of `limits` may be missing.
+        """
+        for back in SEEK_BACK_SECONDS if limits else ():
+            offset = limits[0] - int(back / self._stream.time_base)
+            if offset <= self._origin:
                 break
-            offset = self._origin + int((time - back) / self._stream.time_base)
             self._container.seek(offset, stream=self._stream, backward=True)
-            frames = self._decode()
+            frames = self._decode_sparsely(limits)
             first = next(frames, None)
-            if first is not None and self._time(first) <= time:
+            if first is not None and first.pts <= limits[0]:
                 yield first
                 yield from frames
                 return
         self._rewind()
-        yield from self._decode()
+        yield from self._decode_sparsely(limits)
+
+    def _decode_sparsely(self, limits: Sequence[int]) -> Iterator[av.VideoFrame]:
+        """Decodes on from here, leaving out what is neither shown nor referred to; see `_decode_towards`."""
+        codec = self._stream.codec_context
+        if codec.name not in SKIPPABLE_CODECS:
+            yield from self._decode()
+            return
+        behind: Deque[Optional[int]] = deque(maxlen=NEIGHBOURS)  # presentation times
+        ahead: Deque[av.Packet] = deque()
+        packets = self._container.demux(self._stream)
+        try:
+            while True:
+                ahead.extend(islice(packets, NEIGHBOURS + 1 - len(ahead)))
+                if not ahead:
+                    return
+                packet = ahead.popleft()
+                neighbours = chain(behind, (other.pts for other in ahead))
+                codec.skip_frame = "DEFAULT" if _is_shown(packet.pts, neighbours, limits) else "NONREF"
+                behind.append(packet.pts)
+                yield from self._frames(packet)
+        finally:
+            codec.skip_frame = "DEFAULT"
 
     def _rewind(self) -> None:
         self._container.seek(min(self._origin, 0), stream=self._stream, backward=True)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         for packet in self._container.demux(self._stream):
-            if packet.is_corrupt:
-                raise VideoError(f"{self.path}: is damaged or cut off")
-            for frame in packet.decode():
-                if frame.pts is None:
-                    raise VideoError(f"{self.path}: its frames have no presentation times; convert it to mp4")
-                yield frame
+            yield from self._frames(packet)
+
+    def _frames(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
+        if packet.is_corrupt:
+            raise VideoError(f"{self.path}: is damaged or cut off")
+        for frame in packet.decode():
+            if frame.pts is None:
+                raise VideoError(f"{self.path}: its frames have no presentation times; convert it to mp4")
+            yield frame
 
     def _measured(self) -> _Extent:
         if self._extent is None:
@@ -202,3 +238,11 @@ class VideoReader:
             yield
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: {error.strerror or error}") from error
+
+
+def _is_shown(pts: Optional[int], neighbours: Iterable[Optional[int]], limits: Sequence[int]) -> bool:
+    """Whether a frame may be the last one at or before one of the ascending `limits`, or comes after them all."""
+    i = 0 if pts is None else bisect_left(limits, pts)
+    if pts is None or i == len(limits):
+        return True
+    return not any(other is not None and pts < other <= limits[i] for other in neighbours)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.transforms import cover, crop, to_model_range
+from data.transforms import channels_first, cover, crop, to_model_range
 
 
 def ramp(height, width, num_frames=2):
@@ -51,15 +51,16 @@ def test_crop_places_one_window_for_all_frames(position, corner):
 
 
 def test_model_range():
-    frames = np.array([0, 255, 128], np.uint8).reshape(1, 1, 1, 3)
-    out = to_model_range(frames)
-    assert out.dtype == np.float32 and out.shape == (1, 3, 1, 1)
-    np.testing.assert_allclose(out.ravel(), [-1.0, 1.0, 128 / 127.5 - 1], atol=1e-6)
-    every = to_model_range(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1))
+    clips = [np.array([0, 255, 128], np.uint8).reshape(1, 3, 1, 1)] * 2
+    out = to_model_range(clips)
+    assert out.dtype == np.float32 and out.shape == (2, 1, 3, 1, 1)
+    np.testing.assert_allclose(out[1].ravel(), [-1.0, 1.0, 128 / 127.5 - 1], atol=1e-6)
+    every = to_model_range([np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)])
     assert every.min() >= -1.0 and every.max() <= 1.0
     assert np.array_equal(np.round((every + 1) * 127.5).ravel(), np.arange(256))
 
 
 def test_channels_move_to_the_front():
     frames = ramp(8, 10)
-    assert np.allclose(to_model_range(frames)[1, 2], frames[1, ..., 2] / 127.5 - 1)
+    moved = channels_first(frames)
+    assert moved.flags.c_contiguous and np.array_equal(moved[1, 2], frames[1, ..., 2])

@@ -93,6 +93,23 @@ def test_variable_rate_follows_the_clock(folder, suffix):
     assert span == pytest.approx(19 / reader.fps, abs=0.12)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_ascending_times_give_what_decoding_everything_gives(folder, seed):
+    rng = np.random.default_rng(seed)
+    gaps = rng.choice([1, 17, 40, 400, 1500], 200, p=[0.1, 0.3, 0.4, 0.15, 0.05])
+    times_ms = [int(t) for t in np.cumsum(gaps) - gaps[0]]
+    path = write_numbered(folder / f"random{seed}.mp4", 200, times_ms=times_ms, options={"preset": "medium"})
+    with av.open(str(path)) as container:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    with VideoReader(path) as reader:
+        half = 0.5 / reader.fps
+        for _ in range(12):
+            start, span = rng.uniform(0, times_ms[-1] / 1000), rng.choice([0.2, 3.0, 30.0])
+            times = np.sort(rng.uniform(start, min(start + span, times_ms[-1] / 1000), 8))
+            for time, frame in zip(times, reader.read(times)):
+                assert np.array_equal(frame, [rgb for t, rgb in frames if t <= time + half][-1])
+
+
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_rotation_is_applied(folder, plain, degrees):
     path = remux(plain, folder / f"turned{degrees}.mp4", "-display_rotation", str(degrees))
