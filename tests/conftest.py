@@ -1,0 +1,56 @@
+"""What every test gets: a quiet MindSpore on the CPU in PyNative mode, two threads, nothing written into the tree."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+THREADS = 2  # what continuous integration has; results and timings should not depend on a bigger machine
+COMPILER_FILES = "MS_OM_PATH"  # where MindSpore puts rank_0/om/analyze_fail.ir when a graph does not compile
+ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "GLOG_v": "3"}  # set before MindSpore is imported, here or in a child
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too: full-size weights, many processes")
+
+
+def pytest_configure(config):
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if COMPILER_FILES not in os.environ:
+        os.environ[COMPILER_FILES] = tempfile.mkdtemp(prefix="mindspore-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILER_FILES), ignore_errors=True))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow; run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime():
+    """Sets up the frameworks that the collected tests have imported, before the first operator runs."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(THREADS)
+    if "mindspore" not in sys.modules:
+        return None
+    from gm.runtime import PYNATIVE_MODE, setup_runtime
+
+    return setup_runtime(PYNATIVE_MODE, "CPU")
+
+
+@pytest.fixture(autouse=True)
+def pynative(runtime):
+    """Puts the mode back after a test that changed it."""
+    yield
+    if runtime is not None:
+        import mindspore as ms
+
+        if ms.get_context("mode") != runtime.mode:
+            ms.set_context(mode=runtime.mode)
