@@ -72,8 +72,7 @@ def choose_device(device_target: str, ascend_available: bool) -> str:
 def _ascend_available() -> bool:
     import mindspore as ms
 
-    hal = getattr(ms, "hal", None)
-    return bool(hal and hal.is_available("Ascend"))
+    return ms.get_context("device_target") == "Ascend"  # before any setting: the best device that MindSpore found
 
 
 def _set_environment() -> None:

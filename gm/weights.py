@@ -42,7 +42,7 @@ def load_weights(
 
 def set_parameter(parameter: Parameter, array: np.ndarray, dtype: ms.Type = ms.float32) -> None:
     """Gives a parameter the array's values, in `dtype`, sharing the array's memory where the type is right already."""
-    array = np.ascontiguousarray(array.astype(NUMPY_TYPE[dtype], copy=False))
+    array = np.asarray(array, NUMPY_TYPE[dtype], order="C")
     if parameter.dtype != dtype:
         parameter.set_dtype(dtype)
     parameter.set_data(Tensor.from_numpy(array))

@@ -1,0 +1,21 @@
+"""One random peer, and the engine with its weights, for all parity tests."""
+
+from pathlib import Path
+
+import pytest
+
+from gm.config import instantiate, load_config
+from gm.engine import DiffusionEngine
+from tests.parity.peers import CONFIG, Peer, make_peer
+
+
+@pytest.fixture(scope="session")
+def peer(tmp_path_factory) -> Peer:
+    return make_peer(Path(tmp_path_factory.mktemp("peer")))
+
+
+@pytest.fixture(scope="session")
+def engine(peer) -> DiffusionEngine:
+    engine = instantiate(load_config(CONFIG)["model"])
+    engine.attach(peer.checkpoint)
+    return engine

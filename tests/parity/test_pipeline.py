@@ -1,0 +1,108 @@
+"""The whole pipeline against diffusers' on the same weights, image and noise: frames within 1/255 everywhere."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from transformers import CLIPImageProcessor
+
+from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
+from modules.pipeline import SVDPipeline, to_pixels
+from tests.parity.peers import CONFIG
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def image():
+    y, x = np.mgrid[0:64, 0:128]
+    waves = [127 + 120 * np.sin(x / (7 + c) + y / (11 - 2 * c)) for c in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch):
+    """diffusers' pipeline, with the given noise in place of its own."""
+    size = 56
+
+    class Resize56(CLIPImageProcessor):
+        """The pipeline resizes to 224; the small tower takes 56, as the processor is told."""
+
+    scheduler = EulerDiscreteScheduler(
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+    )
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    pipe = StableVideoDiffusionPipeline(peer.vae, peer.image_encoder, peer.unet, scheduler, processor)
+    pipe.set_progress_bar_config(disable=True)
+    module = "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion"
+    real = __import__(module, fromlist=["_resize_with_antialiasing"])._resize_with_antialiasing
+    monkeypatch.setattr(f"{module}._resize_with_antialiasing", lambda x, _: real(x, (size, size)))
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: torch.from_numpy(image_noise))
+    out = pipe(
+        torch.from_numpy((image / np.float32(255)).transpose(2, 0, 1)[None]),
+        height=64,
+        width=128,
+        num_frames=frames,
+        num_inference_steps=STEPS,
+        min_guidance_scale=1.0,
+        max_guidance_scale=2.5,
+        fps=7,
+        motion_bucket_id=127,
+        noise_aug_strength=0.02,
+        decode_chunk_size=chunk,
+        latents=torch.from_numpy(noise),
+        output_type="np",
+    )
+    return np.rint(out.frames[0] * 255)
+
+
+@pytest.mark.parametrize("frames, chunk, mode", [(14, 14, PYNATIVE_MODE), (5, 2, GRAPH_MODE), (1, 1, PYNATIVE_MODE)])
+def test_same_frames_as_diffusers(peer, image, frames, chunk, mode, monkeypatch):
+    rng = np.random.default_rng(3)
+    image_noise = rng.standard_normal((1, 3, 64, 128), np.float32)
+    noise = rng.standard_normal((1, frames, 4, 8, 16), np.float32)
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        pipeline = SVDPipeline(
+            CONFIG, peer.checkpoint, num_frames=frames, sampling_steps=STEPS, decode_chunk_size=chunk
+        )
+        ours = pipeline.animate(to_pixels(image), image_noise, noise, rng)[0].astype(float)
+    finally:
+        ms.set_context(mode=before)
+    theirs = diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch)
+    assert theirs.std() > 10  # a picture, not a constant
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_seed_gives_the_same_frames_in_both_modes(peer, image):
+    frames = []
+    before = ms.get_context("mode")
+    for mode in (PYNATIVE_MODE, GRAPH_MODE, PYNATIVE_MODE):
+        ms.set_context(mode=mode)
+        frames.append(SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2)(image, seed=7))
+    ms.set_context(mode=before)
+    assert np.array_equal(frames[0], frames[2])
+    assert np.abs(frames[0].astype(int) - frames[1].astype(int)).max() <= 1
+    assert not np.array_equal(frames[0], SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2)(image, 8))
+
+
+def test_offloading_changes_nothing(peer, image):
+    settings = dict(num_frames=3, sampling_steps=2)
+    kept = SVDPipeline(CONFIG, peer.checkpoint, **settings)
+    offloaded = SVDPipeline(CONFIG, peer.checkpoint, offload=True, **settings)
+    assert all(stage.net is None for stage in offloaded.engine.stages)
+    assert np.array_equal(kept(image, 1), offloaded(image, 1))
+    assert all(stage.net is None for stage in offloaded.engine.stages)
+
+
+def test_guidance_halves_in_one_batch_or_in_turn(peer, image, monkeypatch):
+    pipeline = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2)
+    together = pipeline(image, 1)
+    monkeypatch.setattr("gm.engine.BATCHED_GUIDANCE_BYTES", 0)
+    assert np.abs(pipeline(image, 1).astype(int) - together.astype(int)).max() <= 1
