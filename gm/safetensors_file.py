@@ -57,7 +57,8 @@ def write_safetensors(
     path: PathLike,
     info: Mapping[str, TensorInfo],
     read: Callable[[str], Raw],
-    metadata: Callable[[], Mapping[str, str]] = dict,
+    metadata: Mapping[str, str],
+    late_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
     """Writes a safetensors file tensor by tensor: whole or not at all.
 
@@ -65,8 +66,8 @@ def write_safetensors(
         path: the file.
         info: the tensors, by name; they are stored in this order, wider element types first (for alignment).
         read: gives a tensor's bytes when its turn comes; only one tensor is held at a time.
-        metadata: gives the text entries; called twice, before and after the tensors are read, and may fill in values
-            known only then as long as each keeps its length. The data's hash is added as `data_sha256`.
+        metadata: the text entries. The data's hash is added as `data_sha256`.
+        late_metadata: called when all tensors are written; replaces text entries by others of the same length.
 
     Returns:
         The SHA-256 of the tensors' bytes, in hexadecimal.
@@ -74,13 +75,13 @@ def write_safetensors(
     order = sorted(info, key=lambda name: -ITEM_BYTES[info[name].dtype])
     digest = hashlib.sha256()
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        header = _header(info, order, {**metadata(), DATA_SHA256: digest.hexdigest()})
+        header = _header(info, order, {**metadata, DATA_SHA256: digest.hexdigest()})
         file.write(header)
         for name in order:
             raw = _checked(read(name), info[name], name)
             digest.update(raw)
             file.write(raw)
-        final = _header(info, order, {**metadata(), DATA_SHA256: digest.hexdigest()})
+        final = _header(info, order, {**metadata, **late_metadata(), DATA_SHA256: digest.hexdigest()})
         if len(final) != len(header):
             raise ValueError("the metadata changed its length while the tensors were written")
         file.seek(0)
@@ -98,7 +99,7 @@ def save_safetensors(
     """
     info = {name: array_info(tensors[name]) for name in tensors}
     text = {"format": "pt", **(metadata or {})}
-    return write_safetensors(path, info, lambda name: array_bytes(tensors[name]), lambda: text)
+    return write_safetensors(path, info, lambda name: array_bytes(tensors[name]), text)
 
 
 def array_info(array: np.ndarray) -> TensorInfo:

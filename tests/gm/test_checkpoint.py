@@ -103,13 +103,19 @@ def test_bfloat16_arrays_are_saved_as_such(tmp_path):
 
 
 def test_metadata_filled_in_after_the_data(tmp_path):
-    text = {"source_sha256": "0" * 64}
+    events = []
 
     def read(name):
-        text["source_sha256"] = "f" * 64
+        events.append("read")
         return b"1234"
 
-    write_safetensors(tmp_path / "a.safetensors", {"x": TensorInfo("F32", (1,))}, read, lambda: text)
+    def late():
+        events.append("late")
+        return {"source_sha256": "f" * 64}
+
+    info = {"x": TensorInfo("F32", (1,))}
+    write_safetensors(tmp_path / "a.safetensors", info, read, {"source_sha256": "0" * 64}, late)
+    assert events == ["read", "late"]
     with open_checkpoint(tmp_path / "a.safetensors") as source:
         assert source.metadata["source_sha256"] == "f" * 64
         assert bytes(source.read_raw("x")) == b"1234"
@@ -120,7 +126,7 @@ def test_failed_write_leaves_nothing(tmp_path, arrays):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_safetensors(tmp_path / "a.safetensors", {"x": TensorInfo("F32", (1,))}, read)
+        write_safetensors(tmp_path / "a.safetensors", {"x": TensorInfo("F32", (1,))}, read, {})
     with pytest.raises(KeyboardInterrupt):
         ckpt_file.write_ckpt(tmp_path / "a.ckpt", {"x": TensorInfo("F32", (1,))}, read)
     assert os.listdir(tmp_path) == []
@@ -256,7 +262,7 @@ def test_header_that_contradicts_itself(tmp_path):
 
 
 def test_eight_bit_floats_are_refused_when_read(tmp_path):
-    write_safetensors(tmp_path / "a", {"x": TensorInfo("F8_E4M3", (4,))}, lambda name: bytes(4))
+    write_safetensors(tmp_path / "a", {"x": TensorInfo("F8_E4M3", (4,))}, lambda name: bytes(4), {})
     with open_checkpoint(tmp_path / "a") as source, pytest.raises(UserError, match="F8_E4M3"):
         source.read("x")
 
