@@ -1,0 +1,67 @@
+"""Trained weights as a safetensors file that every program for the model reads."""
+
+from pathlib import Path
+from typing import Callable, Dict, Mapping, Protocol
+
+import numpy as np
+
+from gm.checkpoint import open_checkpoint
+from gm.safetensors_file import array_bytes, write_safetensors
+from gm.tensor_source import TensorInfo
+
+
+class WeightsWriter(Protocol):
+    """Writes what was trained in the form that users load.
+
+    Attributes:
+        file_name: of the file, in the checkpoint's folder.
+    """
+
+    file_name: str
+
+    def num_bytes(self, shapes: Mapping[str, tuple]) -> int:
+        """Size of the file to come, for trained tensors of these shapes."""
+
+    def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
+        """Writes `folder/file_name`.
+
+        Args:
+            values: name in the network -> a function that gives the tensor (fp32) when its turn comes.
+            metadata: text entries for the file.
+        """
+
+
+class FullModelWriter:
+    """The whole model under the published names: trained tensors in fp32, all others as the base file has them.
+
+    Args:
+        base: the checkpoint that training started from.
+        prefix: of the trained network's names in the file.
+    """
+
+    file_name = "model.safetensors"
+
+    def __init__(self, base: Path, prefix: str = "model.diffusion_model.") -> None:
+        self.base, self.prefix = base, prefix
+
+    def num_bytes(self, shapes: Mapping[str, tuple]) -> int:
+        with open_checkpoint(self.base) as source:
+            return sum(info.num_bytes for info in self._info(source.info, shapes).values())
+
+    def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
+        path = folder / self.file_name
+        trained = {self.prefix + name: value for name, value in values.items()}
+        with open_checkpoint(self.base) as source:
+            shapes = {name: source.info[self.prefix + name].shape for name in values}
+
+            def read(name: str):
+                if name in trained:
+                    return array_bytes(np.asarray(trained[name](), np.float32))
+                return source.read_raw(name)
+
+            write_safetensors(path, self._info(source.info, shapes), read, {"format": "pt", **metadata})
+        return path
+
+    def _info(self, info: Mapping[str, TensorInfo], shapes: Mapping[str, tuple]) -> Dict[str, TensorInfo]:
+        trained = {self.prefix + name: TensorInfo("F32", tuple(shape)) for name, shape in shapes.items()}
+        return {name: trained.get(name, stored) for name, stored in info.items()}
