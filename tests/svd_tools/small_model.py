@@ -1,0 +1,46 @@
+"""Random weights of the full architecture at small width, as files (`small.yaml` beside this module)."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, Mapping, Tuple
+
+import numpy as np
+
+from gm.checkpoint import open_checkpoint, save_safetensors
+from modules.parameter_table import expected_parameters
+
+CONFIG = Path(__file__).with_name("small.yaml")
+
+
+@lru_cache(maxsize=None)
+def parameters(config: str) -> Dict[str, Tuple[int, ...]]:
+    """Name → shape of a configuration's parameters; the network is built once for all tests."""
+    return expected_parameters(config)
+
+
+def random_weights(shapes: Mapping[str, Tuple[int, ...]], seed: int = 0) -> Dict[str, np.ndarray]:
+    """A random array for every name: no two tensors are alike, and none is symmetric."""
+    rng = np.random.default_rng(seed)
+    small = np.float32(0.05)
+    return {name: np.asarray(rng.standard_normal(s, dtype=np.float32) * small) for name, s in shapes.items()}
+
+
+def save_random(path: Path, config: Path = CONFIG, seed: int = 0) -> Dict[str, np.ndarray]:
+    """Writes a published single file of random weights and returns them."""
+    weights = random_weights(parameters(str(config)), seed)
+    save_safetensors(path, weights)
+    return weights
+
+
+def read_all(path: Path) -> Dict[str, np.ndarray]:
+    """All tensors of a checkpoint file."""
+    with open_checkpoint(path) as source:
+        return {name: np.array(source.read(name)) for name in source.info}
+
+
+def assert_same_tensors(have: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> None:
+    """Same names, types, shapes and bits."""
+    assert have.keys() == want.keys()
+    for name, array in want.items():
+        assert have[name].dtype == array.dtype and have[name].shape == array.shape, name
+        assert have[name].tobytes() == array.tobytes(), name
