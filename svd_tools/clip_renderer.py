@@ -115,7 +115,7 @@ def render(photo: np.ndarray, shot: Shot, size: ClipSize) -> np.ndarray:
             texture,
             (offset.real * density[0] - 0.5).astype(np.float32),
             (offset.imag * density[1] - 0.5).astype(np.float32),
-            cv2.INTER_LANCZOS4,
+            cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REFLECT_101,
         )
         frames[index] = fit_image(fine, size.height, size.width)
