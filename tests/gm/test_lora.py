@@ -93,16 +93,16 @@ def test_only_the_branches_learn(net):
     assert {p.name for p in net.trainable_params()} == set(lora_parameters(net)) and lora_parameters(net)
     parameters = net.trainable_params()
     gradients = ms.value_and_grad(lambda: loss_of(net), None, parameters)
-    frozen = {name: p.asnumpy().copy() for name, p in net.parameters_and_names() if "lora" not in name}
-    optimizer = nn.SGD(parameters, learning_rate=10.0)
+    before = {name: p.asnumpy().copy() for name, p in net.parameters_and_names()}
+    optimizer = nn.Adam(parameters, learning_rate=0.01)
     losses = []
-    for _ in range(2):
+    for _ in range(3):
         loss, values = gradients()
         losses.append(float(loss))
         optimizer(values)
-    assert losses[-1] < losses[0]
-    assert all(np.abs(p.asnumpy()).max() > 0 for name, p in lora_parameters(net).items())
-    assert all(np.array_equal(dict(net.parameters_and_names())[name].asnumpy(), v) for name, v in frozen.items())
+    assert losses[2] < losses[1] < losses[0]
+    changed = {name for name, p in net.parameters_and_names() if not np.array_equal(p.asnumpy(), before[name])}
+    assert changed == set(lora_parameters(net))
 
 
 def loss_of(net):
