@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Dict, Iterator, Sequence, Tuple
@@ -163,7 +164,7 @@ class _Rows:
 
     def __getitem__(self, number: int) -> Tuple[np.ndarray, ...]:
         if os.getpid() != self._pid:
-            cv2.setNumThreads(0)  # a forked process has none of OpenCV's threads, and waits for them for ever
+            _settle_worker()
         try:
             return (*self._dataset.read(*self._schedule.row(self._first + int(number))), np.array(""))
         except UserError as error:
@@ -176,6 +177,12 @@ def _parallel_workers(num_workers: int) -> int:
     if num_workers > cores:
         logger.warning("%snum_workers is %d; %d are used, one for each core", FLAG, num_workers, cores)
     return max(1, min(num_workers, cores))
+
+
+def _settle_worker() -> None:
+    """Makes a forked process fit for the work; the parent ends it through MindSpore's queue."""
+    cv2.setNumThreads(0)  # OpenCV's threads are not forked along, and it would wait for them for ever
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group, it is for the parent to save and stop
 
 
 def _checked(row: Sequence[np.ndarray]) -> Sequence[np.ndarray]:

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
+from data.motion import MAX_BUCKET
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, reason
 
 PATH, LENGTH, BUCKET = COLUMNS = ("path", "length", "motion_bucket_id")
-MAX_BUCKET = 255
 SCORE_COMMAND = "python svd_tools/score_motion.py"
 
 

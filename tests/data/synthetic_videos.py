@@ -49,7 +49,7 @@ def write_video(
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixel_format
-        stream.options = options or {"g": "12", "bf": "2", "crf": "18", "threads": "1"}
+        stream.options = options or {"g": "12", "bf": "2", "crf": "18", "preset": "veryfast"}
         if times_ms is not None:
             stream.codec_context.time_base = MILLISECOND
         for i, array in enumerate(frames):

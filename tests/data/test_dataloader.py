@@ -1,5 +1,6 @@
 import itertools
 import os
+import signal
 
 import mindspore.dataset as ds
 import numpy as np
@@ -144,6 +145,21 @@ def test_a_loop_left_early_can_be_followed_by_another():
     loader = make_dataloader(Numbers(12), 2, num_workers=2)
     first = next(iter(loader))
     assert np.array_equal(first["index"], list(loader)[0]["index"])
+
+
+class Signals(Numbers):
+    """Says which process read a sample and whether it ignores SIGTERM."""
+
+    def read(self, epoch, index):
+        return np.int64(os.getpid()), np.int64(signal.getsignal(signal.SIGTERM) == signal.SIG_IGN)
+
+
+def test_workers_leave_sigterm_to_the_training_process():
+    (batch,) = make_dataloader(Signals(4), 4, num_workers=2)
+    assert os.getpid() not in batch["epoch"] and len(set(batch["epoch"])) == 2
+    assert batch["index"].all()
+    (batch,) = make_dataloader(Signals(4), 4, num_workers=0)
+    assert set(batch["epoch"]) == {os.getpid()} and not batch["index"].any()
 
 
 def test_queues_are_short_only_here():
