@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # Suffixes that a folder is searched for; a file named directly may have any.
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-WHITE = (255, 255, 255)
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 UINT16_MAX = 65535
 
 # What Pillow's decoders raise on damaged files, beside OSError.
@@ -62,7 +62,7 @@ def find_images(path: PathLike, flag: str = "--image") -> List[Path]:
     return images
 
 
-def read_image(path: PathLike, background: Tuple[int, int, int] = WHITE) -> np.ndarray:
+def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["white"]) -> np.ndarray:
     """Reads an image as it is meant to be seen.
 
     EXIF rotation is applied, an embedded colour profile converted to sRGB, transparency composited over `background`;

@@ -34,6 +34,12 @@ class CommandParser(ArgumentParser):
         """The flags' values; `args` defaults to the process's arguments."""
         return super().parse_args(None if args is None else self._complete_switches(args), *rest, **kwargs)
 
+    def set_defaults(self, *args: Any, **kwargs: Any) -> None:
+        """Sets defaults, also of arguments without one in their class, which are then no longer required."""
+        super().set_defaults(*args, **kwargs)
+        for action in self._actions:
+            action.required = action.required and action.default is None
+
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Raises a UserError in place of argparse's usage text."""
         raise UserError(explain_usage_error(message, self._flags())) from ex

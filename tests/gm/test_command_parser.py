@@ -124,5 +124,13 @@ def test_help_explains_the_class_arguments(parser, capsys):
     assert "what it burns" in capsys.readouterr().out
 
 
+def test_a_default_given_later_makes_a_flag_optional(parser, capsys):
+    parser.set_defaults({"colour": "blue"})
+    assert parser.parse_args([]).colour == "blue"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "required" not in capsys.readouterr().out
+
+
 def test_messages_of_an_unknown_kind_are_put_on_one_line():
     assert explain_usage_error("something\n   else", []) == "something else"

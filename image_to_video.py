@@ -1,0 +1,150 @@
+"""Animates an image, or every image in a folder, with Stable Video Diffusion."""
+
+import logging
+import sys
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
+
+from jsonargparse import Namespace
+
+from data.image_reader import BACKGROUNDS, find_images, read_image
+from data.video_writer import check_video_format, video_path, write_video
+from gm.command_parser import CommandParser
+from gm.errors import UserError, run_command
+from gm.files import make_output_dir, require_free_space
+from gm.memory_errors import explain_out_of_memory
+from gm.memory_limit import memory_limit
+from gm.runtime import Runtime, setup_runtime
+
+PROJECT = Path(__file__).resolve().parent
+MODEL = {"SVD.config": "configs/svd_tiny.yaml", "SVD.checkpoint": "checkpoints/svd_tiny.safetensors"}
+REMEDIES = (
+    "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds one stage's weights at a time), "
+    "fewer frames (--SVD.num_frames), a smaller picture (--SVD.height, --SVD.width)"
+)
+STEM_LENGTH = 48  # characters of the image's name in the video's: file systems allow 255 bytes in all
+
+
+def build_parser() -> CommandParser:
+    """The command's flags; those below `--SVD` are the pipeline's arguments, explained where it is defined."""
+    from modules.pipeline import SVDPipeline  # importing this file stays cheap
+
+    parser = CommandParser(prog="image_to_video.py", description=__doc__)
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
+    add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
+    add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
+    add(
+        "--output_format",
+        type=Literal["mp4", "gif", "webp", "png"],
+        default="mp4",
+        help="mp4 (H.264), gif, webp (lossless) or png (a folder of frames); all hold the settings that made them",
+    )
+    add("--seed", type=int, default=42, help="of the noise, 0 or more: the same seed gives the same frames again")
+    add("--background", type=Literal["white", "black"], default="white", help="shown where the image is transparent")
+    add("--mode", type=Literal[0, 1], default=1, help="of MindSpore: 0 graph (compiles first), 1 PyNative")
+    add(
+        "--device_target",
+        type=Literal["auto", "CPU", "Ascend"],
+        default="auto",
+        help="auto takes an Ascend card if there is one, else the CPU",
+    )
+    parser.add_class_arguments(SVDPipeline, "SVD")
+    parser.set_defaults(MODEL)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Writes one video per image and its path to standard output, as soon as it is there.
+
+    Raises:
+        UserError: unusable flags or input, found before any weights are read; a failure that stops the run; or, after
+            all others are done, the images that failed.
+    """
+    flags = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if flags.seed < 0:
+        raise UserError(f"--seed: {flags.seed} cannot be used; expected 0 or more")
+    check_video_format(flags.output_format, flags.SVD.fps)
+    images = find_images(flags.image)
+    failures: Dict[Path, UserError] = {}
+    for image in images:
+        with noted(image, failures):
+            read_image(image, BACKGROUNDS[flags.background])
+    readable = [image for image in images if image not in failures]
+    if readable:
+        make_output_dir(flags.output_dir, "--output_dir")
+        with memory_limit(), explain_out_of_memory(REMEDIES):
+            runtime = setup_runtime(flags.mode, flags.device_target)
+            pipeline = build_pipeline(flags)
+            for image in readable:
+                with noted(image, failures):
+                    path = animate(pipeline, image, flags, runtime)
+                    sys.stdout.write(f"{path}\n")
+                    sys.stdout.flush()
+    if failures:
+        raise_failures(failures, len(images))
+
+
+@contextmanager
+def noted(image: Path, failures: Dict[Path, UserError]) -> Iterator[None]:
+    """Keeps what goes wrong with one image for the end, so that the others are done."""
+    try:
+        yield
+    except UserError as error:
+        failures[image] = error
+
+
+def raise_failures(failures: Dict[Path, UserError], num_images: int) -> NoReturn:
+    """One line for all images that failed."""
+    reasons = [str(error) for error in failures.values()]
+    if num_images == 1:
+        raise UserError(reasons[0])
+    raise UserError(f"{len(failures)} of {num_images} images failed: {'; '.join(reasons)}")
+
+
+def build_pipeline(flags: Namespace) -> Any:
+    """The pipeline of the flags; paths that are not below the working folder are looked for in the project's."""
+    from modules.pipeline import SVDPipeline
+
+    paths = {name: in_project(flags.SVD[name]) for name in ("config", "checkpoint")}
+    return SVDPipeline(**{**flags.SVD.as_dict(), **paths})
+
+
+def in_project(path: str) -> Path:
+    """`path`, or the file of that name in the project's folder if only that exists."""
+    own = PROJECT / path
+    return own if own.exists() and not Path(path).exists() else Path(path)
+
+
+def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Path:
+    """Image file to video file; returns the video's path, named after the image, the time and the seed.
+
+    Raises:
+        UserError: no room for the video, or it cannot be written.
+    """
+    frame_bytes = pipeline.num_frames * pipeline.height * pipeline.width * 3
+    require_free_space(flags.output_dir, frame_bytes, "the video")
+    frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
+    stem = f"{image.stem[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
+    path = video_path(flags.output_dir, stem, flags.output_format)
+    write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
+    return path
+
+
+def describe(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:
+    """What made a video: every flag, resolved, and the checkpoint's hash."""
+    return {
+        "image": image.name,
+        "background": flags.background,
+        "seed": flags.seed,
+        "mode": runtime.mode,
+        "device_target": runtime.device,
+        "SVD": {**flags.SVD.as_dict(), "config": Path(flags.SVD.config).name, **pipeline.settings},
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
