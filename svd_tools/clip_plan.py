@@ -1,10 +1,12 @@
 """What each clip of a set shows: planned from a seed and the clip's number alone, in any order, on any machine."""
 
+import math
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from data.motion import SCORE_SCALE
 from gm.errors import UserError
 from svd_tools.camera_moves import DEFAULT_WEIGHTS, KINDS, draw_move
 from svd_tools.clip_renderer import ClipSize, Shot, fit_shot, render
@@ -23,7 +25,7 @@ class ClipPlan(NamedTuple):
     index: int
     photo: Path
     kind: str  # of `KINDS`
-    speed: float  # mean displacement in shorter sides of the frame per second
+    speed: float  # mean displacement in shortest sides of the frame per second
     seed: int
 
     @property
@@ -36,13 +38,13 @@ def plan_clips(
 ) -> List[ClipPlan]:
     """Plans the first `count` clips of a set; more clips later leave the first ones as they are.
 
-    Photographs take turns, in a new random order each time round; speeds are spread evenly.
+    Photographs take turns, in a new random order each time round; speeds are spread evenly over motion buckets.
 
     Args:
         photos: what to show.
         count: how many clips.
         weights: {kind: how often, in any unit}.
-        min_speed, max_speed: in shorter sides of the frame per second; "static" has speed 0.
+        min_speed, max_speed: in shortest sides of the frame per second; "static" has speed 0.
         seed: another seed plans another set.
     """
     kinds = [kind for kind in KINDS if weights.get(kind, 0) > 0]
@@ -55,7 +57,7 @@ def plan_clips(
             order = list(np.random.default_rng([seed, 1, index // len(photos)]).permutation(len(photos)))
         kind = str(np.random.default_rng([seed, 2, index]).choice(kinds, p=shares))
         level = (offset + index * GOLDEN_RATIO) % 1
-        speed = 0.0 if kind == "static" else min_speed + (max_speed - min_speed) * level
+        speed = 0.0 if kind == "static" else _spread(min_speed, max_speed, level)
         plans.append(ClipPlan(index, photos[order[index % len(photos)]], kind, speed, seed))
     return plans
 
@@ -98,6 +100,12 @@ def parse_weights(text: str) -> Dict[str, float]:
         if not 0 < weights[kind] < float("inf"):
             raise UserError(f"--moves: the weight of {kind} is {weight}; it must be above 0, or leave {kind} out")
     return weights
+
+
+def _spread(low: float, high: float, level: float) -> float:
+    """The speed at 0..1 of the way from one speed to another, even steps being even in motion buckets (data.motion)."""
+    start, end = math.log1p(low / SCORE_SCALE), math.log1p(high / SCORE_SCALE)
+    return SCORE_SCALE * math.expm1(start + (end - start) * level)
 
 
 def _sharpest_shot(

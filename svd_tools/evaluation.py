@@ -29,7 +29,7 @@ class ClipFigures(NamedTuple):
     seed: int
     first_frame_psnr: float  # dB, first generated frame against the input
     colour_drift: float  # levels (0..255)
-    flow: float  # shorter sides per second
+    flow: float  # shortest sides per second
     sharpness: float  # last frame's fine detail relative to the input's
 
 

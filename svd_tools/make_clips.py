@@ -6,8 +6,8 @@ Any folder of images will do for --photos; svd_tools/collect_photos.py makes the
 sixteenth of the photographs is held out (--split eval). A run that was stopped goes on where it was; the same flags
 give the same clips again, however many workers make them.
 
-It writes clip_000000.mp4 and so on, clips.csv (each clip's photograph, move and speed) and metadata.csv, what train.py
-reads (path,length,motion_bucket_id).
+It writes clip_000000.mp4 and so on, metadata.csv (path,length,motion_bucket_id: what train.py reads; the buckets are
+measured in the clips, as score_motion.py does) and clips.csv (also each clip's photograph, move and true speed).
 """
 
 import json
@@ -17,7 +17,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.metadata_csv import write_rows
+from data.metadata_csv import COLUMNS, write_rows
+from data.motion import motion_bucket, video_score
+from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
@@ -33,32 +35,53 @@ from gm.files import atomic_file, make_output_dir
 from svd_tools.clip_plan import ClipPlan, film, parse_weights, plan_clips
 from svd_tools.clip_renderer import CELL, ClipSize
 from svd_tools.photos import SPLITS, find_photos
+from svd_tools.video_metrics import mean_flow
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-CLIP_COLUMNS = ("path", "length", "fps", "photo", "move", "speed")
+CLIP_COLUMNS = ("path", "length", "motion_bucket_id", "fps", "photo", "move", "speed")
 
 
-def make_clip(plan: ClipPlan, folder: Path, size: ClipSize, fps: float, clip_format: str) -> None:
-    """Renders one clip and writes it to `folder`, unless it is there already."""
+def make_clip(plan: ClipPlan, folder: Path, size: ClipSize, fps: float, clip_format: str) -> Tuple[int, int]:
+    """Renders one clip and writes it to `folder`, unless it is there already.
+
+    Returns:
+        the clip's number and its motion bucket, measured in the file.
+    """
     path = folder / f"{plan.name}.{clip_format}"
-    if path.exists():
-        return
     cv2.setNumThreads(1)  # the processes share the cores
-    frames = film(plan, size, fps)
-    if clip_format == "npz":
+    if not path.exists():
+        write_clip(film(plan, size, fps), plan, path, fps)
+    return plan.index, measure_bucket(path)
+
+
+def write_clip(frames: np.ndarray, plan: ClipPlan, path: Path, fps: float) -> None:
+    """Writes a clip as npz (arrays frames, fps and speed) or as a video, by the suffix of `path`."""
+    if path.suffix == ".npz":
         with atomic_file(path) as temporary:
             np.savez_compressed(temporary, frames=frames, fps=fps, speed=plan.speed)
         return
     about = {"photo": plan.photo.name, "move": plan.kind, "speed": round(plan.speed, 5), "seed": plan.seed}
-    write_video(frames, path, fps, about, clip_format)
+    write_video(frames, path, fps, about, path.suffix[1:])
+
+
+def measure_bucket(path: Path) -> int:
+    """The motion bucket of a clip's file, as score_motion.py measures it."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return motion_bucket(mean_flow(arrays["frames"], float(arrays["fps"])))
+    with VideoReader(path) as reader:
+        return motion_bucket(video_score(reader) if reader.num_frames > 1 else 0.0)
 
 
 def make_clips(
     plans: Sequence[ClipPlan], folder: Path, size: ClipSize, fps: float, clip_format: str, workers: int
-) -> None:
+) -> List[int]:
     """Makes all clips of a plan, in parallel.
+
+    Returns:
+        the motion bucket of each.
 
     Raises:
         UserError: a photograph cannot be read or a clip cannot be written.
@@ -66,12 +89,9 @@ def make_clips(
     work = partial(make_clip, folder=folder, size=size, fps=fps, clip_format=clip_format)
     progress = partial(tqdm, total=len(plans), unit="clip", disable=None)
     if workers == 1:
-        for plan in progress(plans):
-            work(plan)
-        return
+        return [bucket for _, bucket in progress(map(work, plans))]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for _ in progress(pool.imap_unordered(work, plans, chunksize=4)):
-            pass
+        return [bucket for _, bucket in sorted(progress(pool.imap_unordered(work, plans, chunksize=4)))]
 
 
 def check_settings(folder: Path, settings: Dict[str, Any]) -> None:
@@ -105,8 +125,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--width", type=int, default=256, help="pixels, a multiple of 8")
     parser.add_argument("--frames", type=int, default=14, help="frames a clip")
     parser.add_argument("--fps", type=float, default=7, help="frames per second")
-    parser.add_argument("--min_speed", type=float, default=0.01, help="shorter sides of the frame per second")
-    parser.add_argument("--max_speed", type=float, default=0.25, help="shorter sides of the frame per second")
+    parser.add_argument("--min_speed", type=float, default=0.003, help="shortest sides of the frame per second")
+    parser.add_argument("--max_speed", type=float, default=0.25, help="shortest sides of the frame per second")
     parser.add_argument("--moves", type=str, default="", help='weights, such as "zoom_in=2,pan=1"; default: all kinds')
     parser.add_argument("--format", type=str, default="mp4", help="mp4, or npz (frames as they were rendered)")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other clips")
@@ -149,23 +169,26 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     check_settings(folder, {**shape, **pace, "moves": weights, "photos": names})
     size = ClipSize(args.height, args.width, args.frames)
     plans = plan_clips(photos, args.clips, weights, args.min_speed, args.max_speed, args.seed)
-    make_clips(plans, folder, size, args.fps, args.format, args.workers or os.cpu_count() or 1)
-    write_rows(folder / "clips.csv", CLIP_COLUMNS, clip_rows(plans, args.photos, args.frames, args.fps, args.format))
+    buckets = make_clips(plans, folder, size, args.fps, args.format, args.workers or os.cpu_count() or 1)
+    rows = clip_rows(plans, buckets, args)
+    write_rows(folder / "clips.csv", CLIP_COLUMNS, rows)
+    write_rows(folder / "metadata.csv", COLUMNS, [row[: len(COLUMNS)] for row in rows])
     sys.stdout.write(f"{len(plans)} clips of {len(photos)} photographs in {folder}\n")
 
 
-def clip_rows(plans: Sequence[ClipPlan], photos: str, frames: int, fps: float, clip_format: str) -> List[List[object]]:
+def clip_rows(plans: Sequence[ClipPlan], buckets: Sequence[int], args: Any) -> List[List[object]]:
     """The rows of clips.csv."""
     return [
         [
-            f"{plan.name}.{clip_format}",
-            frames,
-            f"{fps:g}",
-            plan.photo.relative_to(photos).as_posix(),
+            f"{plan.name}.{args.format}",
+            args.frames,
+            bucket,
+            f"{args.fps:g}",
+            plan.photo.relative_to(args.photos).as_posix(),
             plan.kind,
             f"{plan.speed:.5f}",
         ]
-        for plan in plans
+        for plan, bucket in zip(plans, buckets)
     ]
 
 

@@ -5,9 +5,11 @@ from typing import Sequence
 import cv2
 import numpy as np
 
+from data.motion import SAMPLE_SECONDS, clip_score
+
 MAX_LEVEL = 255.0
 STATIC_FLOW = 0.25  # pixels from one frame to the next below which a place counts as standing still
-# Farnebäck's parameters (OpenCV's names), for frames of 100 to 600 rows.
+# Farnebäck's parameters (OpenCV's names) for flow at full resolution, frames of 100 to 600 rows.
 FARNEBACK = {
     "pyr_scale": 0.5,
     "levels": 4,
@@ -48,13 +50,15 @@ def flow_magnitude(frames: np.ndarray) -> np.ndarray:
 
 
 def mean_flow(frames: np.ndarray, fps: float) -> float:
-    """Mean Farnebäck flow over space and time, in shorter sides of the frame per second; 0 for fewer than two frames.
+    """Mean Farnebäck flow, sampled and measured as motion buckets are (:mod:`data.motion`), in shortest sides a second.
 
     The unit does not depend on size or frame rate; it is that of make_clips.py's speeds. Farnebäck sees no motion
-    where there is no texture, so a moving photograph measures less than its true speed.
+    where there is no texture, so a moving photograph measures less than its true speed. 0 for fewer than two frames.
     """
-    magnitude = flow_magnitude(frames)
-    return float(magnitude.mean() * fps / min(frames.shape[1:3])) if magnitude.size else 0.0
+    if len(frames) < 2:
+        return 0.0
+    step = min(max(1, round(fps * SAMPLE_SECONDS)), len(frames) - 1)
+    return clip_score(frames[::step], step / fps)
 
 
 def static_areas(videos: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.metadata_csv import read_metadata as read_rows_of
+from data.motion import motion_bucket
 from data.video_reader import VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError
@@ -55,8 +57,18 @@ def test_clips_are_videos_at_the_speed_of_the_list(photos, tmp_path, capsys):
             frames = reader.read_clip(0, 6)
         assert frames.shape == (6, 64, 96, 3)
         assert mean_flow(frames, 7) == pytest.approx(float(row["speed"]), rel=0.35)
+        assert abs(int(row["motion_bucket_id"]) - motion_bucket(float(row["speed"]))) < 25
         about = read_metadata(tmp_path / row["path"])
         assert about["move"] == row["move"] and about["photo"] == Path(row["photo"]).name
+
+
+def test_training_reads_the_metadata(photos, tmp_path):
+    run(photos, tmp_path, "--clips=3", "--moves=static,pan")
+    rows = read_rows_of(tmp_path, tmp_path / "metadata.csv", "--data_dir", "--metadata")
+    with open(tmp_path / "clips.csv", newline="") as file:
+        for row, clip in zip(rows, csv.DictReader(file)):
+            assert (row.path, row.length, row.motion_bucket_id) == (clip["path"], 6, float(clip["motion_bucket_id"]))
+            assert clip["move"] != "static" or row.motion_bucket_id < 4
 
 
 def test_video_and_arrays_hold_the_same_clip(photos, tmp_path):
@@ -66,7 +78,7 @@ def test_video_and_arrays_hold_the_same_clip(photos, tmp_path):
         frames = arrays["frames"]
         assert arrays["fps"] == 7
     with VideoReader(tmp_path / "mp4" / "clip_000000.mp4") as reader:
-        assert psnr(reader.read_clip(0, 6), frames) > 30
+        assert psnr(reader.read_clip(0, 6), frames) > 28
 
 
 def test_a_stopped_run_goes_on_to_the_same_clips(photos, tmp_path):
@@ -98,7 +110,7 @@ def test_other_settings_are_not_mixed_into_a_folder(photos, tmp_path):
         ("--moves=wobble", "--moves: wobble is none of"),
         ("--moves=pan=x", "--moves: x is no number"),
         ("--moves=pan=-1", "--moves: the weight of pan is -1"),
-        ("--max_speed=2", "--min_speed, --max_speed: 0.01 and 2"),
+        ("--max_speed=2", "--min_speed, --max_speed: 0.003 and 2"),
         ("--format=gif", "--format: gif is none of mp4, npz"),
         ("--frames=0", "--frames: 0 is too small"),
         ("--fps=0", "--fps: 0"),
@@ -133,14 +145,14 @@ def test_hash_decides_where_no_folder_does():
 
 def test_a_plan_grows_without_changing(photos):
     found = find_photos(photos, "all", "--photos")
-    plans = plan_clips(found, 400, parse_weights(""), 0.01, 0.25, seed=1)
+    plans = plan_clips(found, 800, parse_weights(""), 0.01, 0.25, seed=1)
     assert plan_clips(found, 40, parse_weights(""), 0.01, 0.25, seed=1) == plans[:40]
     assert plan_clips(found, 40, parse_weights(""), 0.01, 0.25, seed=2) != plans[:40]
     counts = [sum(plan.photo == photo for plan in plans) for photo in found]
     assert max(counts) - min(counts) <= 1
     speeds = [plan.speed for plan in plans if plan.kind != "static"]
     assert all(plan.speed == 0 for plan in plans if plan.kind == "static")
-    levels, _ = np.histogram(speeds, bins=8, range=(0.01, 0.25))
+    levels, _ = np.histogram([motion_bucket(speed) for speed in speeds], bins=8)
     assert levels.min() > 0.8 * levels.max()
 
 
