@@ -4,7 +4,8 @@
 
 For every picture: how well the autoencoder gives it back; and, at several motion buckets and seeds, clips: how near
 their first frame is to the picture, how far their colours drift, how fast they move, and how much the temporal decoder
-flickers against the image decoder. With --data_dir and --metadata the motion is compared with the training clips'.
+flickers against the image decoder. The motion is compared with what a bucket stands for, or with the training clips
+around it (--data_dir, --metadata).
 
 It writes report.json, contact_sheet.png and the clips; a run that was stopped goes on where it was.
 """
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.image_reader import find_images, read_image
 from data.metadata_csv import read_metadata
+from data.motion import motion_score
 from data.video_reader import VideoReader
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
@@ -42,7 +44,7 @@ from svd_tools.evaluation import (
 from svd_tools.video_metrics import contact_sheet, psnr
 
 PROJECT = Path(__file__).resolve().parents[1]
-DEFAULT_BUCKETS = [10, 70, 130, 190, 250]
+DEFAULT_BUCKETS = [20, 65, 110, 155, 200]
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 TRAINING_CLIPS = 24  # measured for each motion bucket
 
@@ -160,9 +162,9 @@ def load_model(args: Any) -> Any:
 
 
 def measure_training_clips(args: Any, model: Any) -> Dict[int, float]:
-    """{bucket: mean flow of the training clips around it}; empty where none are named."""
+    """{bucket: mean flow of the training clips around it}; where none are named, what the bucket stands for."""
     if not args.data_dir:
-        return {}
+        return {bucket: motion_score(bucket) for bucket in sorted(args.buckets)}
     rows = read_metadata(args.data_dir, args.metadata, "--data_dir", "--metadata")
 
     def read(row: Any) -> np.ndarray:

@@ -81,7 +81,7 @@ def summarise(
         reconstructions: PSNR of each picture, dB.
         clips: of every picture, bucket and seed.
         flickers: of some clips.
-        training_flow: {bucket: mean flow of training clips}, may be empty.
+        training_flow: {bucket: mean flow of training clips}.
     """
     buckets = sorted({clip.motion_bucket_id for clip in clips})
     flow = {bucket: _mean([clip.flow for clip in clips if clip.motion_bucket_id == bucket]) for bucket in buckets}
@@ -160,7 +160,7 @@ def _judge_training_flow(generated: Dict[int, float], trained: Dict[int, float])
         factor = max(generated[bucket], wanted) / max(min(generated[bucket], wanted), 1e-9)
         verdicts.append(
             Verdict(
-                f"flow at bucket {bucket} (training clips)",
+                f"flow at bucket {bucket} (in training)",
                 f"{generated[bucket]:.4f} ({wanted:.4f})",
                 f"within a factor of {MAX_FLOW_FACTOR:g}",
                 factor <= MAX_FLOW_FACTOR,
