@@ -43,8 +43,8 @@ def write_mp4(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> N
         temporary.touch()  # says plainly what is wrong where ffmpeg would not
         arguments = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{frames.shape[2]}x{frames.shape[1]}"]
         arguments += ["-framerate", str(fps), "-i", "-", "-vf", TO_YUV, "-c:v", "libx264", "-preset", "slow"]
-        arguments += ["-crf", str(CRF), *COLOUR_TAGS, "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-        arguments += ["-movflags", "+faststart", "-metadata", f"comment={comment}", "-f", "mp4", "-y", str(temporary)]
+        arguments += ["-crf", str(CRF), *COLOUR_TAGS, "-movflags", "+faststart", "-metadata", f"comment={comment}"]
+        arguments += ["-f", "mp4", "-y", f"file:{temporary}"]
         _run_ffmpeg(arguments, f"cannot write {path}", np.ascontiguousarray(frames).data)
 
 
@@ -54,9 +54,9 @@ def read_mp4_comment(path: PathLike) -> str:
     Raises:
         UserError: no ffmpeg, or the file cannot be read as a video.
     """
-    listing = _run_ffmpeg(["-i", str(path), "-f", "ffmetadata", "-"], f"cannot read {path}").decode("utf-8", "replace")
+    output = _run_ffmpeg(["-i", f"file:{path}", "-f", "ffmetadata", "-"], f"cannot read {path}")
     # An ffmetadata value runs to the end of its line; a backslash escapes "=", ";", "#", itself and newline.
-    match = re.search(r"^comment=((?:[^\\\n]|\\.)*)", listing, re.MULTILINE | re.DOTALL)
+    match = re.search(r"^comment=((?:[^\\\n]|\\.)*)", output.decode("utf-8", "replace"), re.MULTILINE | re.DOTALL)
     return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.DOTALL) if match else ""
 
 

@@ -165,6 +165,16 @@ def test_paths_are_new_ones(tmp_path):
     assert video_path(tmp_path, "cat", "png").name == "cat_2"
 
 
+@pytest.mark.parametrize("video_format", WRITERS)
+@pytest.mark.parametrize("folder", ["-x", "pipe:a", "50%d [1] 'q'"])
+def test_folders_of_any_name(tmp_path, monkeypatch, folder, video_format):
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir()
+    path = video_path(folder, "v%03d", video_format)
+    write_video(moving_picture(2, 16, 16), path, 7, SETTINGS, video_format)
+    assert read_metadata(path) == SETTINGS and list(Path(folder).iterdir()) == [path]
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UserError, match="--output_format: avi is none of mp4, gif, webp, png"):
         check_video_format("avi", 7)
