@@ -11,8 +11,8 @@ the flow maps downscaled to a shortest side of 16, averaged over space and time.
 """
 
 import math
-from itertools import tee
-from typing import Iterable, List
+from itertools import islice, tee
+from typing import Iterable, List, Tuple
 
 import cv2
 import numpy as np
@@ -56,15 +56,19 @@ def motion_score(bucket: float) -> float:
 
 
 def video_score(reader: VideoReader) -> float:
-    """The motion score of a whole video; decodes it to its end.
+    """The motion score of a whole video; decodes up to its last frame, so that damage anywhere shows.
 
     A video shorter than half a second is scored by its first and last frame.
 
     Raises:
         VideoError: it is damaged, or has one frame only.
     """
-    times = _sample_times(reader)
-    return clip_score(reader.frames_at(times), times[1] - times[0])
+    times, last = _sample_times(reader)
+    frames = reader.frames_at([*times, last])
+    score = clip_score(islice(frames, len(times)), times[1] - times[0])
+    for _ in frames:
+        pass  # the last frame is not scored, but must be there
+    return score
 
 
 def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
@@ -78,13 +82,14 @@ def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
     return float(np.mean([_shift(*pair) for pair in zip(earlier, later)])) / seconds
 
 
-def _sample_times(reader: VideoReader) -> List[float]:
+def _sample_times(reader: VideoReader) -> Tuple[List[float], float]:
+    """(the times between which flow is computed, the last frame's time), seconds."""
     last = (reader.num_frames - 1) / reader.fps
     if last <= 0.0:
         raise VideoError(f"{reader.path}: has one frame only, so nothing moves in it")
     if last < SAMPLE_SECONDS:
-        return [0.0, last]
-    return [i * SAMPLE_SECONDS for i in range(int(last / SAMPLE_SECONDS) + 1)]
+        return [0.0, last], last
+    return [i * SAMPLE_SECONDS for i in range(int(last / SAMPLE_SECONDS) + 1)], last
 
 
 def _shrunk(frame: np.ndarray) -> np.ndarray:

@@ -94,10 +94,7 @@ class VideoReader:
         Raises:
             VideoError: the video ends before the last time, changes its size, or is damaged on the way there.
         """
-        frames = list(self.frames_at(times))
-        if any(frame.shape != frames[0].shape for frame in frames):
-            raise VideoError(f"{self.path}: the frame size changes within the video")
-        return np.stack(frames)
+        return np.stack(list(self.frames_at(times)))
 
     def read_clip(self, start: int, num_frames: int, step: int = 1) -> np.ndarray:
         """Every `step`-th frame of the grid from frame `start` on, as uint8 (num_frames, h, w, 3) in RGB."""
@@ -124,7 +121,10 @@ class VideoReader:
                     raise VideoError(f"{self.path}: ends before {time:.2f} s, where a frame was expected")
                 if shown.is_corrupt:
                     raise VideoError(f"{self.path}: the frame at {time:.2f} s is damaged")
-                yield self._upright(shown)
+                image = self._upright(shown)
+                if image.shape[:2] != self.size:
+                    raise VideoError(f"{self.path}: the frame size changes at {time:.2f} s")
+                yield image
 
     def close(self) -> None:
         """Closes the file."""

@@ -162,6 +162,19 @@ def test_a_cut_off_file_is_read_up_to_the_damage(folder):
             reader.read_clip(0, NUM_FRAMES)
 
 
+def test_a_change_of_size_is_named(folder):
+    write_numbered(folder / "large.ts", 20)
+    write_numbered(folder / "small.ts", 20, height=64, width=96)
+    (folder / "list.txt").write_text("file large.ts\nfile small.ts\n")
+    path = folder / "joined.ts"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "concat", "-i", str(folder / "list.txt")]
+    subprocess.run([*command, "-c", "copy", str(path)], check=True)
+    with VideoReader(path) as reader:
+        assert [frame_number(f) for f in reader.read_clip(0, 15)] == list(range(15))
+        with pytest.raises(VideoError, match=r"joined\.ts: the frame size changes"):
+            reader.read_clip(0, 30)
+
+
 def test_what_is_no_video_is_named(folder):
     (folder / "text.mp4").write_text("no video at all")
     (folder / "empty.mp4").write_bytes(b"")

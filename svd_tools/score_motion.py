@@ -1,0 +1,238 @@
+"""Scores how much videos move and writes the CSV file that training reads.
+
+    python svd_tools/score_motion.py --videos clips --output clips/videos.csv
+
+Each row is path,length,motion_bucket_id,score,fps,width,height: frames, motion bucket (0..255, SVD's conditioning) and
+motion score (shortest sides per second; see data/motion.py for how it is computed and mapped). Videos are scored in
+parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where it was,
+and a later one scores new and changed videos only. Broken videos are named and left out.
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
+
+import cv2
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
+from data.motion import motion_bucket, video_score
+from data.video_reader import VideoError, VideoReader
+from gm.command_parser import CommandParser
+from gm.errors import UserError, run_command
+from gm.files import make_output_dir
+from svd_tools.score_histogram import draw_histogram
+from svd_tools.score_journal import Finding, Journal
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
+)
+MORE_COLUMNS = ("score", "fps", "width", "height")
+IN_FLIGHT = 2  # videos handed out per worker, so that none waits for the next
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Scores the videos that the flags name and writes the CSV file and the histogram."""
+    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _check(args)
+    output = Path(args.output)
+    make_output_dir(output.parent, "--output")
+    data_dir, names = find_videos(Path(args.videos), args.data_dir)
+    findings = score_videos(data_dir, names, Journal(f"{output}.journal"), args.workers or os.cpu_count() or 1)
+    _write(findings, args.drop_static, output, Path(args.histogram or output.with_suffix(".png")))
+
+
+def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]:
+    """The folder that paths start from, and the videos' paths from there, in the order of the output.
+
+    Args:
+        videos: a folder, searched with all folders in it, or a CSV file with the column path.
+        data_dir: the folder that paths start from; by default `videos`, or the folder of the CSV file.
+
+    Raises:
+        UserError: `videos` or `data_dir` is not there, holds no video, or `videos` lies outside `data_dir`.
+    """
+    root = Path(data_dir) if data_dir else videos if videos.is_dir() else videos.parent
+    if not root.is_dir():
+        raise UserError(f"--data_dir: {root} is no folder; name the one that the videos' paths start from")
+    if not videos.is_dir():
+        names = [row[PATH] for _, row in read_rows(videos, [PATH], "--videos")]
+    else:
+        try:
+            base = videos.resolve().relative_to(root.resolve())
+        except ValueError:
+            raise UserError(f"--data_dir: {videos} does not lie in {root}; name a folder that holds it") from None
+        names = [(base / found).as_posix() for found in _walk(videos)]
+    if not names:
+        kinds = f" (files ending in {', '.join(sorted(VIDEO_SUFFIXES))})" if videos.is_dir() else ""
+        raise UserError(f"--videos: no video in {videos}{kinds}; name another folder or CSV file")
+    return root, list(dict.fromkeys(names))
+
+
+def score_videos(data_dir: Path, names: Sequence[str], journal: Journal, workers: int) -> Dict[str, Finding]:
+    """Finds out about all videos, in parallel, those that the journal knows excepted; in the order of `names`.
+
+    Raises:
+        UserError: a worker process died, or the journal cannot be written.
+    """
+    found = {name: journal.find(name, data_dir / name) for name in names}
+    new = [name for name, finding in found.items() if finding is None]
+    if len(new) < len(names):
+        logger.info("%d of %d videos are scored already", len(names) - len(new), len(names))
+    with tqdm(total=len(names), initial=len(names) - len(new), unit="video", desc="scoring", disable=None) as bar:
+        for name, finding in _examined(data_dir, new, min(workers, len(new))):
+            journal.add(name, data_dir / name, finding)
+            found[name] = finding
+            bar.update()
+    return found
+
+
+def examine(path: Path) -> Finding:
+    """Scores one video."""
+    try:
+        os.fspath(path).encode()  # the CSV file is UTF-8
+        with VideoReader(path) as reader:
+            height, width = reader.size
+            score = video_score(reader)
+            return Finding(reader.num_frames, round(reader.fps, 4), height, width, score)
+    except VideoError as error:
+        return Finding(error=str(error))
+    except UnicodeEncodeError:
+        return Finding(error="its name is not UTF-8; rename it")
+
+
+def _parser() -> CommandParser:
+    summary, _, details = __doc__.split("\n\n")
+    parser = CommandParser(prog="score_motion.py", description=f"{summary} {details}")
+    parser.add_argument(
+        "--videos", required=True, type=str,
+        help="a folder, searched with all folders in it, or a CSV file with a column path",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=str, help="the CSV file to write")
+    parser.add_argument(
+        "--data_dir", default=None, type=Optional[str],
+        help="folder that the paths in the CSV files start from (default: the folder given as --videos, or the one "
+             "that its CSV file lies in); give the same to train.py as --train.dataset.init_args.data_dir",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drop_static", default=0.0, type=float,
+        help="leave out this share of the videos, 0 to 1, those that move least",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", default=0, type=int, help="processes that score videos side by side; 0: one per core"
+    )  # fmt: skip
+    parser.add_argument(
+        "--histogram", default=None, type=Optional[str],
+        help="PNG file for the histogram of the scores (default: the CSV file's name with .png)",
+    )  # fmt: skip
+    return parser
+
+
+def _check(args: Namespace) -> None:
+    if not 0.0 <= args.drop_static < 1.0:
+        raise UserError(f"--drop_static: {args.drop_static} is no share; give 0 or more and less than 1")
+    if args.workers < 0:
+        raise UserError(f"--workers: {args.workers} is no number of processes; give 1 or more, or 0 for one per core")
+    if Path(args.output).is_dir():
+        raise UserError(f"--output: {args.output} is a folder; name the CSV file to write")
+    if Path(args.output).resolve() == Path(args.videos).resolve():
+        raise UserError(f"--output: {args.output} is the list of videos itself; name another CSV file")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Paths of the videos in a folder, from there, sorted; hidden files and folders are passed over."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                yield (Path(parent) / name).relative_to(folder)
+
+
+def _examined(data_dir: Path, names: Sequence[str], workers: int) -> Iterator[Tuple[str, Finding]]:
+    """Yields (name, finding) as they are done."""
+    if workers <= 1:
+        yield from ((name, examine(data_dir / name)) for name in names)
+        return
+    context = get_context("spawn")  # OpenCV's and the decoder's threads do not survive a fork
+    pending: Dict[Future, str] = {}
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+            for name in names:
+                if len(pending) >= IN_FLIGHT * workers:
+                    yield from _done(pending)
+                pending[pool.submit(examine, data_dir / name)] = name
+            while pending:
+                yield from _done(pending)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process died while one of these was scored: {', '.join(pending.values())}; lower --workers if "
+            "memory is short, or move the video away, and run the same command again: it goes on where it stopped"
+        ) from error
+
+
+def _done(pending: Dict[Future, str]) -> List[Tuple[str, Finding]]:
+    """Waits for the next videos and takes them out of `pending`."""
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    results = [(pending[future], future.result()) for future in done]
+    for future in done:
+        del pending[future]
+    return results
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)  # the processes share the cores
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all: end without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> NoReturn:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histogram: Path) -> None:
+    broken = {name: finding for name, finding in findings.items() if finding.error}
+    for name, finding in broken.items():
+        logger.warning("left out %s: %s", name, finding.error)
+    sound = {name: finding for name, finding in findings.items() if name not in broken}
+    if not sound:
+        raise UserError(f"--videos: all {len(broken)} videos are broken; nothing was written")
+    static = _stillest(sound, drop_static)
+    rows = [
+        (name, f.length, motion_bucket(f.score), f"{f.score:.6f}", f.fps, f.width, f.height)
+        for name, f in sound.items()
+        if name not in static
+    ]
+    write_rows(output, (*COLUMNS, *MORE_COLUMNS), rows)
+    sys.stdout.write(
+        f"wrote {output}: {len(rows)} videos, median motion bucket {sorted(row[2] for row in rows)[len(rows) // 2]}; "
+        f"left out {len(broken)} broken and {len(static)} static\n"
+    )
+    try:
+        draw_histogram([finding.score for finding in sound.values()], len(static), histogram)
+    except ImportError:
+        logger.warning("no histogram: matplotlib is not installed (pip install matplotlib)")
+    else:
+        sys.stdout.write(f"wrote {histogram}\n")
+
+
+def _stillest(sound: Dict[str, Finding], share: float) -> Set[str]:
+    return set(sorted(sound, key=lambda name: sound[name].score)[: math.floor(share * len(sound))])
+
+
+if __name__ == "__main__":
+    run_command(main)
