@@ -8,13 +8,15 @@ part when it needs it. The reference toolkit's own target paths and options are 
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from gm.errors import UserError
+from gm.files import reason
+from gm.option_types import describe, fits
 from gm.reference_yaml import our_options, our_target
 
 SUFFIX = "_config"
@@ -30,6 +32,21 @@ class Recipe:
         return instantiate(self.node, **arguments)
 
 
+def load_model(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Any:
+    """Builds what a YAML file describes under `model`; for the arguments see :func:`load_config`.
+
+    Raises:
+        UserError: the file cannot be used; the line names the flag, the file and what is wrong with it.
+    """
+    config = load_config(path, overrides, flag)
+    if not isinstance(config.get("model"), dict):
+        raise UserError(f"{flag}: {path} describes no `model`; configs/svd.yaml shows how")
+    try:
+        return instantiate(config["model"])
+    except UserError as error:
+        raise UserError(f"{flag}: {path}: {error}") from error
+
+
 def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Dict:
     """Reads a YAML file, with interpolations resolved, as plain dictionaries and lists.
 
@@ -41,31 +58,48 @@ def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = Non
         flag: what named the file, for the error line.
 
     Raises:
-        UserError: the file is missing, is no YAML, or has an unresolvable interpolation.
+        UserError: the file is missing, is no YAML, has an unresolvable interpolation, or is its own base.
     """
     try:
         config = _merged(Path(path), flag)
         if overrides:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except OmegaConfBaseException as error:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"{flag}: {path} is no valid configuration: {line}") from error
 
 
-def _merged(path: Path, flag: str):
+def _merged(path: Path, flag: str, above: Tuple[Path, ...] = ()):
+    if path.resolve() in above:
+        raise UserError(f"{flag}: {path} is its own `base`, through {', '.join(file.name for file in above)}")
+    own = _read(path, flag)
+    bases = own.pop("base", OmegaConf.create([]))
+    files = [path.parent / str(base) for base in (bases if OmegaConf.is_list(bases) else [bases])]
+    return OmegaConf.merge(*(_merged(file, flag, (*above, path.resolve())) for file in files), own)
+
+
+def _read(path: Path, flag: str):
+    """One file's mapping, as it stands."""
     try:
         config = OmegaConf.load(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{flag}: no file at {path}; configs/ has the ones that come with the project") from error
-    except (PermissionError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag}: cannot read {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}: {path} is no text file; a YAML file is expected") from error
+    except YAMLError as error:
+        raise UserError(f"{flag}: {path} is no valid YAML: {_yaml_problem(error)}") from error
     if not OmegaConf.is_dict(config):
         raise UserError(f"{flag}: {path} holds no mapping at its top level")
-    bases = config.pop("base", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        config = OmegaConf.merge(_merged(path.parent / base, flag), config)
     return config
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
@@ -75,20 +109,32 @@ def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: added to, or in place of, the node's params.
 
     Raises:
-        UserError: no such class, or options that it does not have.
+        UserError: no such class, options that it does not have, or values that they cannot have.
     """
-    if "target" not in node:
-        raise UserError(f"the configuration has no `target` in {sorted(node)}")
-    cls = find_class(our_target(node["target"]))
-    params = our_options(node["target"], dict(node.get("params") or {}))
+    target, params = _parts(node)
+    cls = find_class(our_target(target))
     deferred: List[str] = getattr(cls, "DEFERRED", [])
     built = {}
-    for key, value in params.items():
+    for key, value in our_options(target, params).items():
         name = key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
         built[name] = Recipe(value) if name in deferred and value is not None else _build(value)
     built.update(arguments)
-    _check_options(cls, node["target"], built)
+    _check_options(cls, target, built)
     return cls(**built)
+
+
+def _parts(node: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
+    """A node's target and a copy of its params."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("target"), str):
+        raise UserError(f"the configuration needs `target: package.module.Class` in {node}")
+    unknown = set(node) - {"target", "params"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"the configuration has {names} beside the target {node['target']}, not under its params")
+    params = node.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise UserError(f"the configuration's {node['target']} needs a mapping under `params`, not {params!r}")
+    return node["target"], dict(params)
 
 
 def find_class(target: str) -> Any:
@@ -120,9 +166,13 @@ def _check_options(cls: Any, target: str, options: Mapping[str, Any]) -> None:
         return
     unknown = sorted(set(options) - set(parameters))
     if unknown:
-        raise UserError(f"the configuration's {target} has no option {', '.join(unknown)}; it has {', '.join(parameters)}")
-    missing = [
-        name for name, parameter in parameters.items() if parameter.default is parameter.empty and name not in options
-    ]
+        names = ", ".join(unknown)
+        raise UserError(f"the configuration's {target} has no option {names}; it has {', '.join(parameters)}")
+    missing = [name for name, given in parameters.items() if given.default is given.empty and name not in options]
     if missing:
         raise UserError(f"the configuration's {target} lacks {', '.join(missing)}")
+    for name, value in options.items():
+        annotation = parameters[name].annotation
+        if value is not parameters[name].default and not fits(value, annotation):
+            wanted = describe(annotation)
+            raise UserError(f"the configuration's {target} cannot have {name}={value!r}; expected {wanted}")

@@ -1,10 +1,12 @@
 """mindone's `examples/svd` YAML files in this project's terms: where its classes live here, and its options' fate.
 
-An option that the reference stores but that changes nothing is dropped; one that can only have the value which this
-network has is checked; any other value is refused.
+An option that the reference stores but that changes nothing is dropped; one of training's is dropped with a warning,
+since training is configured elsewhere here; one that can only have the value which this network has is checked, and any
+other value is refused.
 """
 
-from typing import Any, Dict, Mapping
+import logging
+from typing import Any, Dict, Mapping, Sequence
 
 from gm.errors import UserError
 
@@ -50,25 +52,33 @@ WITHOUT_EFFECT = {
     "VideoDecoder": {"attn_type", "resolution"},
 }
 
-# Options that the network here has in one value only.
-_AUTOENCODER = {"double_z": True, "attn_resolutions": [], "dropout": 0.0}
-FIXED: Mapping[str, Mapping[str, Any]] = {
+# Options of the reference's training, for which train.py has flags of its own.
+OF_TRAINING = ("sigma_sampler_config", "loss_fn_config")
+
+# Options that the network here has in one form only: the values that mean this form.
+_AUTOENCODER = {"double_z": [True], "attn_resolutions": [[]], "dropout": [0.0]}
+FIXED: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "VideoUNet": {
-        "num_classes": "sequential",
-        "use_linear_in_transformer": True,
-        "extra_ff_mix_layer": True,
-        "use_spatial_context": True,
-        "merge_strategy": "learned_with_images",
-        "video_kernel_size": [3, 1, 1],
+        "num_classes": ["sequential"],
+        "use_linear_in_transformer": [True],
+        "extra_ff_mix_layer": [True],
+        "use_spatial_context": [True],
+        "merge_strategy": ["learned_with_images", "learned"],  # the same for videos
+        "video_kernel_size": [[3, 1, 1]],
     },
-    "FrozenOpenCLIPImagePredictionEmbedder": {"n_cond_frames": 1, "n_copies": 1},
-    "VideoPredictionEmbedderWithEncoder": {"n_cond_frames": 1, "n_copies": 1, "is_ae": True},
-    "Encoder": {**_AUTOENCODER, "out_ch": 3},
-    "Decoder": {**_AUTOENCODER, "in_channels": 3},
-    "VideoDecoder": {**_AUTOENCODER, "in_channels": 3, "video_kernel_size": [3, 1, 1]},
+    "FrozenOpenCLIPImagePredictionEmbedder": {"n_cond_frames": [1], "n_copies": [1]},
+    "VideoPredictionEmbedderWithEncoder": {"n_cond_frames": [1], "n_copies": [1], "is_ae": [True]},
+    "Encoder": {**_AUTOENCODER, "out_ch": [3]},
+    "Decoder": {**_AUTOENCODER, "in_channels": [3]},
+    "VideoDecoder": {**_AUTOENCODER, "in_channels": [3], "video_kernel_size": [[3, 1, 1]]},
 }
 
+# What the reference writes beside an embedder's target, and the one value that its published files give.
+BESIDE_EMBEDDER = {"is_trainable": False, "ucg_rate": 0.0}
+
 VISION_TOWER = {"target": "gm.clip.OpenCLIP", "params": {"visual": {"target": "gm.clip.VisionTransformer"}}}
+
+logger = logging.getLogger(__name__)
 
 
 def our_target(target: str) -> str:
@@ -84,12 +94,15 @@ def our_options(target: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """
     name = target.rpartition(".")[2]
     options = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT.get(name, ())}
-    for key, value in FIXED.get(name, {}).items():
-        given = options.pop(key, value)
-        if given != value:
-            raise UserError(f"the configuration asks {name} for {key}={given}; this network has {key}={value} only")
-    if target == "gm.modules.GeneralConditioner":
-        options["embedders"] = [_embedder(node) for node in options.pop("emb_models")]
+    for key, accepted in FIXED.get(name, {}).items():
+        given = options.pop(key, accepted[0])
+        if given not in accepted:
+            values = " or ".join(map(str, accepted))
+            raise UserError(f"the configuration asks {name} for {key}={given}; this network has {key}={values} only")
+    if name == "VideoDiffusionEngine":
+        _drop_training(options)
+    elif target == "gm.modules.GeneralConditioner":
+        options["embedders"] = [_embedder(node) for node in options.pop("emb_models", [])]
     elif target == "gm.modules.embedders.modules.FrozenOpenCLIPImageEmbedder":
         options.setdefault("model", VISION_TOWER)
     elif name in ("AutoencoderKLModeOnly", "AutoencoderKL") and "ddconfig" in options:
@@ -97,10 +110,21 @@ def our_options(target: str, options: Dict[str, Any]) -> Dict[str, Any]:
     return options
 
 
-def _embedder(node: Mapping[str, Any]) -> Dict[str, Any]:
-    """The reference keeps `input_key` beside `target`; here it is an argument."""
-    params = {**(node.get("params") or {}), "input_key": node["input_key"]}
-    return {"target": node["target"], "params": params}
+def _drop_training(options: Dict[str, Any]) -> None:
+    for key in OF_TRAINING:
+        if options.pop(key, None) is not None:
+            logger.warning("the configuration's %s is not used: training's settings are flags of train.py", key)
+
+
+def _embedder(node: Any) -> Any:
+    """The reference keeps some of an embedder's options beside `target`; here they are arguments."""
+    if not isinstance(node, Mapping):
+        return node
+    beside = {key: value for key, value in node.items() if key not in ("target", "params")}
+    for key, value in BESIDE_EMBEDDER.items():
+        if beside.pop(key, value) != value:
+            raise UserError(f"the configuration asks an embedder for {key}={node[key]}; only {value} is supported")
+    return {"target": node.get("target"), "params": {**(node.get("params") or {}), **beside}}
 
 
 def _autoencoder(ddconfig: Mapping[str, Any]) -> Dict[str, Any]:
