@@ -153,7 +153,9 @@ def _network_function(network: nn.Cell, dtype: ms.Type) -> Callable:
         b, t, _, h, w = x.shape
         image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
         frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
-        out = network(Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t)
+        out = network(
+            Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t
+        )
         return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
 
     return evaluate

@@ -18,9 +18,9 @@ def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[
     try:
         main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        sys.stderr.write("interrupted\n")
         sys.exit(130)
     sys.exit(0)

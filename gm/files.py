@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Union
 
@@ -29,7 +29,9 @@ def make_output_dir(path: PathLike, flag: str) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"{flag}: cannot write in {path}: {reason(error)}; name a folder that you may write to") from error
+        raise UserError(
+            f"{flag}: cannot write in {path}: {reason(error)}; name a folder that you may write to"
+        ) from error
     return path
 
 
@@ -61,7 +63,8 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

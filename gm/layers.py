@@ -14,6 +14,7 @@ from mindspore.common.initializer import Uniform, initializer
 from gm import kernels
 
 GROUPS = 32  # of every GroupNorm in SVD
+FEED_FORWARD_BUDGET = 1 << 28  # bytes of a feed-forward's widest activation
 
 
 def _uniform(shape: Sequence[int], fan_in: int, zero: bool = False) -> Tensor:
@@ -157,20 +158,31 @@ class GEGLU(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """GEGLU to four times the width, and back.
+    """GEGLU to four times the width, and back; in blocks of tokens where the wide activation would exceed a budget.
 
     Args:
         zero_init: start as the zero map.
+        budget: bytes of the widest activation that is held at once.
     """
 
-    def __init__(self, features: int, mult: int = 4, zero_init: bool = False) -> None:
+    def __init__(
+        self, features: int, mult: int = 4, zero_init: bool = False, budget: int = FEED_FORWARD_BUDGET
+    ) -> None:
         super().__init__()
         inner = features * mult
         # Index 1 is the reference's dropout: the published names count it.
         self.net = nn.CellList([GEGLU(features, inner), nn.Identity(), Linear(inner, features, zero_init=zero_init)])
+        self.features = features
+        self.block = max(1, budget // (2 * inner * 4))  # tokens
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        rows = x.reshape(-1, self.features)
+        if rows.shape[0] <= self.block:
+            return self.net[2](self.net[0](x))
+        blocks = []
+        for first in range(0, rows.shape[0], self.block):
+            blocks.append(self.net[2](self.net[0](rows[first : min(first + self.block, rows.shape[0])])))
+        return ops.cat(blocks, axis=0).reshape(x.shape)
 
 
 def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:

@@ -80,4 +80,4 @@ def _set_environment() -> None:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     # On 910* overflow shows as inf/nan, as IEEE 754 says, instead of saturating.
     os.environ.setdefault("MS_ASCEND_CHECK_OVERFLOW_MODE", "INFNAN_MODE")
-    os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore's warnings are not addressed to users
+    os.environ.setdefault("GLOG_v", "4")  # MindSpore's own log lines are not addressed to users; errors are raised

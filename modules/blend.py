@@ -13,4 +13,5 @@ class AlphaBlender(nn.Cell):
         self.mix_factor = Parameter(initializer(mix_factor, (1,), ms.float32))
 
     def construct(self) -> Tensor:
-        return ops.sigmoid(self.mix_factor.astype(ms.float32))
+        """alpha, a number in 0..1: shape ()."""
+        return ops.sigmoid(self.mix_factor.astype(ms.float32)).reshape(())

@@ -2,19 +2,20 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Literal, Optional, Tuple, Union
 
 import numpy as np
 
 from data.image_reader import fit_image
-from gm import precision
 from gm.checkpoint import file_sha256
 from gm.config import instantiate, load_config
-from gm.engine import DiffusionEngine
+from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
 from gm.errors import UserError
 from gm.guider import ConstantGuider, LinearPredictionGuider, TrapezoidPredictionGuider, TrianglePredictionGuider
-from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
 from gm.sampler import DPMPP2MSampler, EulerAncestralSampler, EulerEDMSampler, HeunEDMSampler
+
+if TYPE_CHECKING:  # MindSpore is imported when a pipeline is built, so that --help and usage errors answer at once
+    from gm.engine import DiffusionEngine
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 MAX_MOTION_BUCKET = 255
@@ -75,10 +76,10 @@ class SVDPipeline:
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int = 0,
         sampling_steps: int = 0,
-        amp_level: str = "auto",
-        sampler: Optional[str] = None,
-        schedule: Optional[str] = None,
-        guider: Optional[str] = None,
+        amp_level: Literal["auto", "O0", "O2"] = "auto",
+        sampler: Optional[Literal["euler", "heun", "euler_ancestral", "dpmpp2m"]] = None,
+        schedule: Optional[Literal["karras", "ays"]] = None,
+        guider: Optional[Literal["linear", "constant", "triangle", "trapezoid"]] = None,
         min_cfg: Optional[float] = None,
         max_cfg: Optional[float] = None,
         height: Optional[int] = None,
@@ -86,7 +87,7 @@ class SVDPipeline:
         crop_offset: Tuple[float, float] = (0.5, 0.5),
         offload: bool = False,
     ) -> None:
-        self.engine: DiffusionEngine = instantiate(load_config(config, flag="--SVD.config")["model"])
+        self.engine: "DiffusionEngine" = instantiate(load_config(config, flag="--SVD.config")["model"])
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.height = self.engine.height if height is None else height
         self.width = self.engine.width if width is None else width
@@ -95,8 +96,12 @@ class SVDPipeline:
         self.decode_chunk_size = decode_chunk_size
         self.crop_offset = tuple(crop_offset)
         self._check()
+        if sampling_steps < 0:
+            raise UserError(f"--SVD.sampling_steps={sampling_steps}: must be 0 (the YAML's) or more")
         self._configure_sampler(sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
-        dtype = precision.amp_dtype(amp_level, _device())
+        from gm.precision import amp_dtype
+
+        dtype = amp_dtype(amp_level, _device())
         self.engine.attach(Path(checkpoint), dtype, offload)
         self.engine.load()
         self.checkpoint = Path(checkpoint)
@@ -158,7 +163,7 @@ class SVDPipeline:
             "guider": type(sampler.guider).__name__,
             "min_cfg": sampler.guider.min_scale,
             "max_cfg": sampler.guider.max_scale,
-            "dtype": str(self.engine.network.dtype),
+            "dtype": str(self.engine.network.dtype).lower(),
             "crop_offset": list(self.crop_offset),
         }
 

@@ -27,7 +27,7 @@ class VideoResnetBlock(ResnetBlock):
         x = self.spatial(x)
         height, width = x.shape[2:]
         branch = frames_first(self.time_stack(channels_first(x, num_frames), None), height, width)
-        alpha = ops.sigmoid(self.mix_factor.astype(mstype.float32)).astype(x.dtype)
+        alpha = ops.sigmoid(self.mix_factor.astype(mstype.float32)).reshape(()).astype(x.dtype)
         return x + branch * alpha
 
 

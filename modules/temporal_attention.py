@@ -85,9 +85,7 @@ class SpatialVideoTransformer(nn.Cell):
         self.inner = inner
         self.norm = GroupNorm(channels, eps=1e-6)
         self.proj_in = Linear(channels, inner)
-        self.transformer_blocks = nn.CellList(
-            [SpatialBlock(inner, heads, head_dim, context_dim) for _ in range(depth)]
-        )
+        self.transformer_blocks = nn.CellList([SpatialBlock(inner, heads, head_dim, context_dim) for _ in range(depth)])
         self.proj_out = Linear(inner, channels, zero_init=True)
         self.time_stack = nn.CellList([TemporalBlock(inner, heads, head_dim, context_dim) for _ in range(depth)])
         self.time_pos_embed = timestep_mlp(inner, inner * 4, inner)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from PIL import Image
 from transformers import CLIPImageProcessor
 
 from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
@@ -25,9 +26,6 @@ def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch
     """diffusers' pipeline, with the given noise in place of its own."""
     size = 56
 
-    class Resize56(CLIPImageProcessor):
-        """The pipeline resizes to 224; the small tower takes 56, as the processor is told."""
-
     scheduler = EulerDiscreteScheduler(
         use_karras_sigmas=True,
         sigma_min=0.002,
@@ -41,15 +39,16 @@ def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch
     pipe.set_progress_bar_config(disable=True)
     module = "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion"
     real = __import__(module, fromlist=["_resize_with_antialiasing"])._resize_with_antialiasing
+    # The pipeline resizes to 224 pixels; the small tower takes 56.
     monkeypatch.setattr(f"{module}._resize_with_antialiasing", lambda x, _: real(x, (size, size)))
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: torch.from_numpy(image_noise))
     out = pipe(
-        torch.from_numpy((image / np.float32(255)).transpose(2, 0, 1)[None]),
+        Image.fromarray(image),
         height=64,
         width=128,
         num_frames=frames,
         num_inference_steps=STEPS,
-        min_guidance_scale=1.0,
+        min_guidance_scale=1.5,
         max_guidance_scale=2.5,
         fps=7,
         motion_bucket_id=127,
@@ -70,7 +69,7 @@ def test_same_frames_as_diffusers(peer, image, frames, chunk, mode, monkeypatch)
     ms.set_context(mode=mode)
     try:
         pipeline = SVDPipeline(
-            CONFIG, peer.checkpoint, num_frames=frames, sampling_steps=STEPS, decode_chunk_size=chunk
+            CONFIG, peer.checkpoint, num_frames=frames, sampling_steps=STEPS, decode_chunk_size=chunk, min_cfg=1.5
         )
         ours = pipeline.animate(to_pixels(image), image_noise, noise, rng)[0].astype(float)
     finally:

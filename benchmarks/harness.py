@@ -1,0 +1,99 @@
+"""Runs contenders in turn, each in a process of its own, and compares their medians.
+
+The machine may be shared and noisy: what counts is the ratio within one run. Contenders alternate (A B C A B C …), so
+that a slow minute hits them all.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List, Mapping, Sequence
+
+Result = Dict[str, float]
+RESULT_MARK = "benchmark-result: "
+
+
+def report_child(result: Mapping[str, float]) -> None:
+    """Called by a contender's process at its end: sends its figures, with its peak resident memory in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    sys.stdout.write(RESULT_MARK + json.dumps({**result, "peak_gb": peak}) + "\n")
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> Dict[str, List[Result]]:
+    """Each contender's figures from `repeats` rounds.
+
+    Raises:
+        RuntimeError: a contender failed; its last lines are shown.
+    """
+    results: Dict[str, List[Result]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            results[name].append(_run(name, command))
+    return results
+
+
+def _run(name: str, command: Sequence[str]) -> Result:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT_MARK)]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{name} failed ({done.returncode}):\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    sys.stderr.write(f"{name}: {lines[-1][len(RESULT_MARK) :]}\n")
+    return json.loads(lines[-1][len(RESULT_MARK) :])
+
+
+def summary(results: Mapping[str, List[Result]], peer: str) -> Dict[str, Dict[str, float]]:
+    """The median of every figure, and its ratio to the peer's where the peer has it too."""
+    medians = {name: {key: median(r[key] for r in runs) for key in runs[0]} for name, runs in results.items()}
+    for name, figures in medians.items():
+        if name != peer:
+            ratios = {f"{key}_ratio": figures[key] / medians[peer][key] for key in figures if medians[peer].get(key)}
+            figures.update(ratios)
+    return medians
+
+
+def table(medians: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table: a row per contender."""
+    columns = list(dict.fromkeys(key for figures in medians.values() for key in figures))
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, figures in medians.items():
+        cells = [f"{figures[key]:.3g}" if key in figures else "" for key in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def save(path: Path, question: Mapping[str, Any], results: Mapping[str, List[Result]], peer: str) -> None:
+    """Writes all figures as JSON, and prints the table."""
+    medians = summary(results, peer)
+    record = {"question": dict(question), "machine": machine(), "medians": medians, "runs": results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    sys.stdout.write(table(medians) + f"\n{path}\n")
+
+
+def machine() -> Dict[str, Any]:
+    """What the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cores": os.cpu_count(), "memory_gib": round(memory, 1), "processor": _processor()}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,107 @@
+"""How long one UNet step takes at full size, guidance on, fp32: this project in both modes against diffusers in eager
+PyTorch, on the same weights and inputs.
+
+    python benchmarks/unet_step.py --size 128x128 --frames 14 --repeats 3
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks import harness  # noqa: E402
+
+PEER = "diffusers"
+CONTENDERS = ("graph", "pynative", PEER)
+
+
+def inputs(frames: int, height: int, width: int):
+    """Both guidance halves of one clip: x, c_noise, CLIP tokens, and the three conditioning numbers."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2 * frames, 8, height // 8, width // 8), np.float32)
+    tokens = rng.standard_normal((2, 1, 1024), np.float32)
+    return x, np.full(2, 0.5, np.float32), tokens, np.array([[6, 127, 0.02]] * 2, np.float32)
+
+
+def run_ours(mode: int, checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
+    from gm.runtime import setup_runtime
+
+    setup_runtime(mode, "CPU")
+    from mindspore import Tensor
+
+    from gm.config import instantiate, load_config
+    from gm.layers import sinusoidal_embedding
+
+    start = time.perf_counter()
+    engine = instantiate(load_config(PROJECT / "configs/svd.yaml")["model"])
+    engine.attach(checkpoint)
+    net = engine.network.load()
+    x, c_noise, tokens, numbers = inputs(frames, height, width)
+    embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
+    arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), frames)
+    _measure(lambda: net(*arguments).asnumpy(), start, steps)
+
+
+def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
+    import torch
+
+    torch.set_num_threads(harness.os.cpu_count())
+    start = time.perf_counter()
+    from benchmarks.peers import load_unet
+
+    unet = load_unet(checkpoint)
+    x, c_noise, tokens, numbers = (torch.from_numpy(array) for array in inputs(frames, height, width))
+    x = x.reshape(2, frames, *x.shape[1:])
+
+    def step():
+        with torch.no_grad():
+            return unet(x, c_noise, tokens, numbers).sample.flatten(0, 1).numpy()
+
+    _measure(step, start, steps)
+
+
+def _measure(step, start: float, steps: int) -> None:
+    loaded = time.perf_counter() - start
+    first = harness.timed(step)
+    rest = sorted(harness.timed(step) for _ in range(steps))
+    out = step() if not rest else None
+    harness.report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2] if rest else first})
+    del out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="128x128", help="pixels, height x width")
+    parser.add_argument("--frames", type=int, default=14)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after the first")
+    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd.safetensors")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/unet_step.json")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    height, width = map(int, args.size.split("x"))
+    if args.child == PEER:
+        run_diffusers(args.checkpoint, args.frames, height, width, args.steps)
+    elif args.child:
+        mode = ("graph", "pynative").index(args.child)
+        run_ours(mode, args.checkpoint, args.frames, height, width, args.steps)
+    else:
+        from benchmarks.synthetic_weights import ensure_checkpoint
+
+        ensure_checkpoint(args.checkpoint, PROJECT / "configs/svd.yaml")
+        common = [f"--size={args.size}", f"--frames={args.frames}", f"--steps={args.steps}"]
+        common += [f"--checkpoint={args.checkpoint}"]
+        commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
+        results = harness.alternate(commands, args.repeats)
+        question = {"what": "UNet step, guidance on, fp32", "size": args.size, "frames": args.frames}
+        harness.save(args.out, question, results, PEER)
+
+
+if __name__ == "__main__":
+    main()
