@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-IMAGE ?= examples/sunset.jpg
+IMAGE ?= examples/mountain_path.jpg
 
 .PHONY: setup setup-dev demo test test-slow lint bench clean
 

@@ -1,0 +1,48 @@
+"""The README's flags, files and links are those that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import image_to_video
+
+PROJECT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
+
+
+def table_flags(text):
+    """Flag -> default, from the README's table; a row may name two flags."""
+    rows = re.findall(r"^\| (`--[^|]*)\|([^|]*)\|", text, flags=re.MULTILINE)
+    return {flag: default.strip().strip("`") for flags, default in rows for flag in re.findall(r"`--([\w.]+)`", flags)}
+
+
+def test_the_table_has_every_flag_with_its_default():
+    defaults = {key: value for key, value in image_to_video.build_parser().get_defaults().items() if key != "config"}
+    table = table_flags((PROJECT / "README.md").read_text(encoding="utf-8"))
+    table.pop("config")
+    assert table.keys() == defaults.keys()
+    for flag, words in table.items():
+        value = defaults[flag]
+        if isinstance(value, bool):
+            assert words == ("on" if value else "off")
+        elif isinstance(value, (tuple, list)):
+            assert words == str(list(value)).replace(" ", "")
+        elif words in ("", "the model's", "the YAML's"):
+            assert value in (None, 0), flag
+        else:
+            assert words == str(value), flag
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_links_lead_to_files(document):
+    links = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
+    broken = [link for link in links if not link.startswith("http") and not (document.parent / link).exists()]
+    assert not broken
+
+
+def test_files_that_the_readme_names_exist():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:configs|examples|svd_tools|checkpoints|benchmarks)/[\w/]+\.\w+", text))
+    assert {"configs/svd.yaml", "svd_tools/convert.py"} <= named
+    assert sorted(name for name in named if not (PROJECT / name).exists()) == []
