@@ -140,11 +140,12 @@ def test_non_square_pixels_become_square(folder, plain):
 def test_a_clip_late_in_the_file_is_not_decoded_from_its_start(folder, monkeypatch):
     path = write_numbered(folder / "long.mp4", 200)
     decoded = []
-    original = VideoReader._time
-    monkeypatch.setattr(VideoReader, "_time", lambda self, frame: decoded.append(frame.pts) or original(self, frame))
+    original = VideoReader._frames
+    monkeypatch.setattr(VideoReader, "_frames", lambda self, packet: decoded.append(packet) or original(self, packet))
     with VideoReader(path) as reader:
+        decoded.clear()
         assert frame_number(reader.read_clip(190, 1)[0]) == 190
-    assert len(set(decoded)) <= 14  # one group of pictures and one frame, not 190
+    assert 1 <= len(decoded) <= 16  # a group of pictures and a few ahead, not 190
 
 
 @pytest.mark.parametrize("position", [60, 75, 100000])
