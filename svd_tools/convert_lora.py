@@ -1,0 +1,109 @@
+"""Converts a LoRA between this toolkit's file and those of diffusers, PEFT and kohya's scripts.
+
+    python svd_tools/convert_lora.py --lora=camera.safetensors --out=lora.safetensors
+    python svd_tools/convert_lora.py --lora=lora.safetensors --to=diffusers --out=pytorch_lora_weights.safetensors
+
+This toolkit's file is also ComfyUI's. In diffusers' file alpha is multiplied into B, for programs that read it take
+alpha to be the rank.
+"""
+
+import sys
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.command_parser import CommandParser
+from gm.errors import UserError, run_command
+from gm.files import make_output_dir
+from gm.lora_file import LowRank, write_lora
+from modules.parameter_table import expected_parameters
+from svd_tools.lora_names import ALPHA, DIFFUSERS_PREFIXES, A, B, diffusers_layers, known_layers, parse_name
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
+TOOLKIT, DIFFUSERS = "toolkit", "diffusers"
+SUFFIX = ".safetensors"
+MAX_NAMES = 5
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Converts as the flags say and writes one line for the file that came out of it.
+
+    Raises:
+        UserError: unusable flags, a file that is no LoRA of this network, no room.
+    """
+    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    out = Path(args.out)
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out: {out} should end in {SUFFIX}")
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    wanted = expected_parameters(args.config)
+    layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))
+    make_output_dir(out.parent, "--out")
+    if args.to == DIFFUSERS:
+        save_safetensors(out, diffusers_tensors(layers, diffusers_layers(wanted)), metadata)
+    else:
+        write_lora(out, layers, metadata)
+    ranks = sorted({layer.rank for layer in layers.values()})
+    sys.stdout.write(f"wrote {out}: {len(layers)} layers of rank {', '.join(map(str, ranks))}\n")
+
+
+def read_any_lora(path: Path, known: Mapping[str, str]) -> Tuple[Dict[str, LowRank], Mapping[str, str]]:
+    """The layers of a LoRA file of any known kind, by their published names, and the file's text entries.
+
+    Raises:
+        UserError: the file cannot be read, holds other tensors than a LoRA's, or layers that `known` lacks.
+    """
+    parts: Dict[str, Dict[str, np.ndarray]] = {}
+    with open_checkpoint(path) as source:
+        entries = {name: parse_name(name) for name in source.info}
+        _refuse(path, [name for name, entry in entries.items() if entry is None], "tensors that are no LoRA's")
+        _refuse(path, [e.layer for e in entries.values() if e.layer not in known], "layers that the network lacks")
+        for name, entry in entries.items():
+            parts.setdefault(known[entry.layer], {})[entry.part] = np.array(source.read(name))
+        _refuse(path, [layer for layer, have in parts.items() if not {A, B} <= set(have)], "layers without an A or a B")
+        layers = {name: _low_rank(have) for name, have in parts.items()}
+        misfits = [name for name, x in layers.items() if x.a.ndim != 2 or x.b.ndim != 2 or x.rank != x.b.shape[1]]
+        _refuse(path, misfits, "layers whose A and B do not fit each other")
+        return layers, source.metadata
+
+
+def diffusers_tensors(layers: Mapping[str, LowRank], names: Mapping[str, str]) -> Dict[str, np.ndarray]:
+    """A and B of every layer under diffusers' names, alpha multiplied into B."""
+    tensors = {}
+    for published, layer in layers.items():
+        stem = DIFFUSERS_PREFIXES[0] + names[published]
+        scale = layer.alpha / layer.rank
+        tensors[f"{stem}.lora_A.weight"] = layer.a.astype(np.float32)
+        tensors[f"{stem}.lora_B.weight"] = (scale * layer.b.astype(np.float64)).astype(np.float32)
+    return tensors
+
+
+def _low_rank(parts: Mapping[str, np.ndarray]) -> LowRank:
+    alpha = parts.get(ALPHA)
+    return LowRank(parts[A], parts[B], float(len(parts[A]) if alpha is None else alpha))
+
+
+def _refuse(path: Path, names: List[str], what: str) -> None:
+    names = list(dict.fromkeys(names))
+    if names:
+        more = ", …" if len(names) > MAX_NAMES else ""
+        raise UserError(f"--lora: {path} has {len(names)} {what}: {', '.join(names[:MAX_NAMES])}{more}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="convert_lora.py", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--lora", required=True, help="the LoRA, safetensors")
+    add("--out", required=True, help="the file to write, safetensors")
+    add("--to", default=TOOLKIT, choices=[TOOLKIT, DIFFUSERS], help="toolkit: this toolkit's and ComfyUI's names")
+    add("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
