@@ -31,6 +31,17 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "svd.yaml"
 POOL = 1 << 26  # random values drawn once, and used again at other offsets
 
+HEADING = f"""# Conversion of the full-size checkpoint
+
+2446 tensors, 9.56 GB in fp32, {os.cpu_count()} cores. Every round trip was compared bit for bit. Times are of the whole
+command, the start of Python and the SHA-256 of source and output included, until the data are on the disk; `cp` is a
+copy of the same source made just before, likewise. Peak memory is the resident set with the pages of mapped files.
+`python benchmarks/convert.py --work_dir=DIR` measures again.
+
+| conversion | s | cp, s | ratio | peak, GB |
+|---|---|---|---|---|
+"""
+
 
 class Measurement(NamedTuple):
     """One conversion: seconds, those of copying its source, and peak resident memory with the mapped files' pages."""
@@ -98,21 +109,7 @@ def report_text(measurements: Sequence[Measurement]) -> str:
         f"| {m.what} | {m.seconds:.1f} | {m.copy_seconds:.1f} | {m.seconds / m.copy_seconds:.2f} | {m.peak_gb:.2f} |"
         for m in measurements
     ]
-    return "\n".join(
-        [
-            "# Conversion of the full-size checkpoint",
-            "",
-            f"2446 tensors, 9.56 GB in fp32, {os.cpu_count()} cores. Every round trip was compared bit for bit. Times are",
-            "of the whole command, start of Python and SHA-256 of source and output included, until the data are on the",
-            "disk; `cp` is a copy of the same source made just before, likewise. Peak memory is the resident set with",
-            "the pages of mapped files. `python benchmarks/convert.py --work_dir=DIR` measures again.",
-            "",
-            "| conversion | s | cp, s | ratio | peak, GB |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return HEADING + "\n".join(rows) + "\n"
 
 
 def _convert(what: str, source: Path, out_dir: Path, *flags: str) -> Measurement:

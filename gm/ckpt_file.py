@@ -12,6 +12,7 @@ tag, each with the whole tensor's dims. A file saved with `crc_check=True` ends 
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Iterator, List, Mapping, Tuple
 
 from gm.files import PathLike, atomic_file
@@ -80,16 +81,17 @@ def write_ckpt(path: PathLike, info: Mapping[str, TensorInfo], read: Callable[[s
         The SHA-256 of the tensors' bytes, in hexadecimal (the format has no place for it).
     """
     digest = hashlib.sha256()
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(1) as hasher:
         for name, entry in info.items():
             raw = memoryview(read(name))
             if len(raw) != entry.num_bytes:
                 raise ValueError(f"{name}: {len(raw)} bytes given for {entry.num_bytes}")
             for start in range(0, max(len(raw), 1), SLICE_BYTES):
                 piece = raw[start : start + SLICE_BYTES]
+                hashed = hasher.submit(digest.update, piece)  # beside the writing
                 file.write(_value_head(name, entry, len(piece)))
                 file.write(piece)
-                digest.update(piece)
+                hashed.result()
     return digest.hexdigest()
 
 

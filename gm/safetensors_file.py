@@ -5,6 +5,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Mapping, Optional
 
 import numpy as np
@@ -74,13 +75,14 @@ def write_safetensors(
     """
     order = sorted(info, key=lambda name: -ITEM_BYTES[info[name].dtype])
     digest = hashlib.sha256()
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(1) as hasher:
         header = _header(info, order, {**metadata, DATA_SHA256: digest.hexdigest()})
         file.write(header)
         for name in order:
             raw = _checked(read(name), info[name], name)
-            digest.update(raw)
+            hashed = hasher.submit(digest.update, raw)  # beside the writing
             file.write(raw)
+            hashed.result()
         final = _header(info, order, {**metadata, **late_metadata(), DATA_SHA256: digest.hexdigest()})
         if len(final) != len(header):
             raise ValueError("the metadata changed its length while the tensors were written")

@@ -43,13 +43,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with _signals_as_errors():
         weights = open_weights(Path(args.pt_weights_file), args.variant)
         base = open_weights(Path(args.base)) if args.base else None
-        wanted = expected_parameters(args.config)
-        tensors = assemble(weights, wanted, base, args.drop_extra)
-        target = _target(args, weights.name, tensors, wanted)
-        if args.dry_run:
-            sys.stdout.writelines(_description(target))
-            return
-        _write(target, weights, base, args.out_dir)
+        with FileHashes([] if args.dry_run else list(_files(weights, base))) as hashes:
+            wanted = expected_parameters(args.config)
+            tensors = assemble(weights, wanted, base, args.drop_extra)
+            target = _target(args, weights.name, tensors, wanted)
+            if args.dry_run:
+                sys.stdout.writelines(_description(target))
+            else:
+                _prepare(target, args.out_dir)
+                _write(target, weights, base, hashes)
 
 
 def _parser() -> CommandParser:
@@ -90,21 +92,24 @@ def _target(args: Namespace, name: str, tensors: Tensors, wanted: Mapping[str, T
     return single_file_target(Path(args.out_dir) / f"{stem}.{args.to}", tensors, args.dtype, leftovers)
 
 
-def _write(target: Target, weights: Weights, base: Optional[Weights], out_dir: str) -> None:
+def _prepare(target: Target, out_dir: str) -> None:
+    """Checks that the target can be written and makes the folder for it."""
     make_output_dir(out_dir, "--out_dir")
     if target.path.is_file() or (target.path.is_dir() and any(target.path.iterdir())):
         raise UserError(f"--out_dir: {target.path} exists already; remove it or name another folder")
     require_free_space(out_dir, target.num_bytes, str(target.path))
+
+
+def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes) -> None:
     files = _files(weights, base)
     source = {"source": weights.path.name, "source_sha256": _hash_text(dict.fromkeys(files.values(), _UNKNOWN_HASH))}
     metadata = {**weights.metadata, "format": "pt", **source}
-    with FileHashes(list(files)) as hashes:
 
-        def late_metadata() -> Dict[str, str]:
-            return {"source_sha256": _hash_text({files[path]: value for path, value in hashes.wait().items()})}
+    def late_metadata() -> Dict[str, str]:
+        return {"source_sha256": _hash_text({files[path]: value for path, value in hashes.wait().items()})}
 
-        written = write_target(target, metadata, late_metadata, show_progress=sys.stderr.isatty())
-        sys.stdout.writelines(f"read {path}: sha256 {digest}\n" for path, digest in hashes.wait().items())
+    written = write_target(target, metadata, late_metadata, show_progress=sys.stderr.isatty())
+    sys.stdout.writelines(f"read {path}: sha256 {digest}\n" for path, digest in hashes.wait().items())
     for name, digest in written.items():
         tensors = target.files[name]
         size = sum(tensor.info.num_bytes for tensor in tensors.values())

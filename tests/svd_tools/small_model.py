@@ -7,6 +7,7 @@ from typing import Dict, Mapping, Tuple
 import numpy as np
 
 from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.names import to_reference
 from modules.parameter_table import expected_parameters
 
 CONFIG = Path(__file__).with_name("small.yaml")
@@ -19,10 +20,21 @@ def parameters(config: str) -> Dict[str, Tuple[int, ...]]:
 
 
 def random_weights(shapes: Mapping[str, Tuple[int, ...]], seed: int = 0) -> Dict[str, np.ndarray]:
-    """A random array for every name: no two tensors are alike, and none is symmetric."""
+    """A random array for every name, scaled so that activations keep their size; no two are alike, none symmetric."""
     rng = np.random.default_rng(seed)
-    small = np.float32(0.05)
-    return {name: np.asarray(rng.standard_normal(s, dtype=np.float32) * small) for name, s in shapes.items()}
+    return {name: random_array(name, shape, rng) for name, shape in shapes.items()}
+
+
+def random_array(name: str, shape: Tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Products by 1/√fan-in, norms about 1, mix factors about 0 (both branches count), the rest small."""
+    values = rng.standard_normal(shape)
+    if len(shape) > 1:
+        values = values / np.sqrt(np.prod(shape[1:]))
+    elif to_reference(name).endswith("gamma"):
+        values = 1 + 0.2 * values
+    elif "mix_factor" not in name:
+        values = 0.2 * values
+    return np.asarray(values, np.float32)
 
 
 def save_random(path: Path, config: Path = CONFIG, seed: int = 0) -> Dict[str, np.ndarray]:
