@@ -55,9 +55,12 @@ def open_checkpoint(path: PathLike) -> TensorSource:
 
 
 def is_torch_pickle(path: PathLike) -> bool:
-    """Whether a file looks like `torch.save` wrote it, in its present or its old format."""
-    with open(path, "rb") as file:
-        return file.read(4).startswith(_PICKLE_MARKS)
+    """Whether there is a file that looks as if `torch.save` wrote it, in its present or its old format."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(_PICKLE_MARKS)
+    except OSError:
+        return False
 
 
 def file_sha256(path: PathLike) -> str:

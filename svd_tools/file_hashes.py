@@ -5,6 +5,9 @@ import threading
 from pathlib import Path
 from typing import Dict, Optional, Sequence
 
+from gm.errors import UserError
+from gm.files import reason
+
 _BLOCK = 1 << 20
 
 
@@ -17,7 +20,7 @@ class FileHashes:
     def __init__(self, files: Sequence[Path]):
         self._files = list(files)
         self._hashes: Dict[Path, str] = {}
-        self._error: Optional[OSError] = None
+        self._error: Optional[UserError] = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -30,18 +33,18 @@ class FileHashes:
         self._thread.join()
 
     def wait(self) -> Dict[Path, str]:
-        """File → hexadecimal hash, once all are known. Raises the OSError that reading a file met."""
+        """File → hexadecimal hash, once all are known. Raises a UserError if a file could not be read."""
         self._thread.join()
         if self._error:
             raise self._error
         return self._hashes
 
     def _run(self) -> None:
-        try:
-            for path in self._files:
+        for path in self._files:
+            try:
                 self._hashes[path] = self._hash(path)
-        except OSError as error:
-            self._error = error
+            except OSError as error:
+                self._error = UserError(f"cannot read {path}: {reason(error)}")
 
     def _hash(self, path: Path) -> str:
         digest = hashlib.sha256()

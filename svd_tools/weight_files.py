@@ -78,7 +78,7 @@ def component_file(component: str) -> str:
 
 
 def _open_file(path: Path, label: str) -> Tuple[Tensors, Mapping[str, str]]:
-    if path.is_file() and is_torch_pickle(path):
+    if is_torch_pickle(path):
         return read_pickle(path, label), {}
     source = open_checkpoint(path)
     return from_source(source, label), source.metadata

@@ -13,11 +13,10 @@ from mindspore import Tensor
 from mindspore.train import serialization
 
 from gm import ckpt_file
-from gm.checkpoint import compare_names, file_sha256, open_checkpoint, save_safetensors
+from gm.checkpoint import file_sha256, open_checkpoint, save_safetensors
 from gm.errors import UserError
 from gm.safetensors_file import array_bytes, array_info, write_safetensors
 from gm.tensor_source import TensorInfo
-from tests import reference
 
 NORM = "model.diffusion_model.out.0.weight"
 
@@ -270,45 +269,3 @@ def test_eight_bit_floats_are_refused_when_read(tmp_path):
 def test_file_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-# ------------------------------------------------------------------------------------------------ names and shapes
-
-
-def info_of(shapes):
-    return {name: TensorInfo("F32", shape) for name, shape in shapes.items()}
-
-
-def mismatch(wanted, have):
-    with pytest.raises(UserError) as error:
-        compare_names(wanted, info_of(have), what="x.safetensors")
-    return str(error.value).splitlines()
-
-
-def test_equal_names_pass():
-    compare_names(reference.published(), info_of(reference.published()), what="x")
-
-
-def test_every_missing_extra_and_misshapen_name_is_listed():
-    wanted = {f"w{i}": (i,) for i in range(60)}
-    have = {**{f"w{i}": (i,) for i in range(20, 59)}, "w59": (1, 2), **{f"extra{i}": (1,) for i in range(30)}}
-    summary, *lines = mismatch(wanted, have)
-    assert summary.startswith("x.safetensors") and "20 missing, 30 extra, 1 of another shape" in summary
-    assert len(lines) == 51
-    assert lines[0] == "  missing: w0 (0,)" and lines[-1] == "  shape: w59 is (1, 2), (59,) is wanted"
-
-
-def test_the_kind_of_a_checkpoint_that_does_not_fit():
-    wanted = reference.published()
-    unet = {name.split("/", 1)[1]: s for name, s in reference.diffusers().items() if name.startswith("unet/")}
-    assert "diffusers layout" in mismatch(wanted, unet)[0]
-    image = {name: shape for name, shape in wanted.items() if "time_" not in name}
-    assert "without temporal layers" in mismatch(wanted, image)[0]
-    image_decoder = {name: s for name, s in wanted.items() if not (name.startswith("first_stage") and "time_" in name)}
-    image_decoder["first_stage_model.post_quant_conv.weight"] = (4, 4, 1, 1)
-    assert "image_decoder variant" in mismatch(wanted, image_decoder)[0]
-    assert "begin with 'network.'" in mismatch(wanted, {f"network.{name}": s for name, s in wanted.items()})[0]
-    assert "another width" in mismatch(wanted, {name: (*shape, 2) for name, shape in wanted.items()})[0]
-    assert "another architecture" in mismatch(wanted, {"layer.weight": (2, 2)})[0]
-    unet_alone = {name: s for name, s in wanted.items() if name.startswith("model.")}
-    assert "UNet alone" in mismatch(wanted, unet_alone)[0]

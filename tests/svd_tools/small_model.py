@@ -1,19 +1,23 @@
 """Random weights of the full architecture at small width, as files (`small.yaml` beside this module)."""
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple
+from unittest import mock
 
 import numpy as np
+import pytest
 
 from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.errors import UserError
 from gm.names import to_reference
 from modules.parameter_table import expected_parameters
+from svd_tools import convert
 
 CONFIG = Path(__file__).with_name("small.yaml")
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameters(config: str) -> Dict[str, Tuple[int, ...]]:
     """Name → shape of a configuration's parameters; the network is built once for all tests."""
     return expected_parameters(config)
@@ -42,6 +46,19 @@ def save_random(path: Path, config: Path = CONFIG, seed: int = 0) -> Dict[str, n
     weights = random_weights(parameters(str(config)), seed)
     save_safetensors(path, weights)
     return weights
+
+
+def run_convert(source: Path, out_dir: Path, *flags: str, config: Path = CONFIG) -> None:
+    """`convert.py` in this process."""
+    with mock.patch.object(convert, "expected_parameters", parameters):
+        convert.main([f"--pt_weights_file={source}", f"--config={config}", f"--out_dir={out_dir}", *flags])
+
+
+def refusal(*args: Any, **kwargs: Any) -> str:
+    """The error that the same call of `convert.py` ends with."""
+    with pytest.raises(UserError) as error:
+        run_convert(*args, **kwargs)
+    return str(error.value)
 
 
 def read_all(path: Path) -> Dict[str, np.ndarray]:

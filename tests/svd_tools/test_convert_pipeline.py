@@ -9,16 +9,10 @@ from PIL import Image
 
 from gm.runtime import PYNATIVE_MODE
 from modules.pipeline import SVDPipeline, to_pixels
-from svd_tools import convert
-from tests.svd_tools.small_model import CONFIG, parameters, random_array, save_random
+from tests.svd_tools.small_model import CONFIG, random_array, run_convert
 
 SIZE, FRAMES, STEPS = 64, 3, 2
 PIPELINE = "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion"
-
-
-@pytest.fixture(autouse=True)
-def networks_built_once(monkeypatch):
-    monkeypatch.setattr(convert, "expected_parameters", parameters)
 
 
 @pytest.fixture
@@ -32,11 +26,6 @@ def noises():
     rng = np.random.default_rng(3)
     image_noise = rng.standard_normal((1, 3, SIZE, SIZE), np.float32)
     return image_noise, rng.standard_normal((1, FRAMES, 4, SIZE // 8, SIZE // 8), np.float32)
-
-
-def convert_to(layout, source, out_dir, *flags):
-    files = [f"--pt_weights_file={source}", f"--config={CONFIG}", f"--out_dir={out_dir}"]
-    convert.main([*files, f"--to={layout}", *flags])
 
 
 def our_frames(checkpoint, picture, noises):
@@ -68,22 +57,14 @@ def assert_same_frames(ours, theirs):
     assert np.abs(ours - theirs).max() <= 1
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A diffusers folder, converted from `small.safetensors` beside it."""
-    save_random(tmp_path / "small.safetensors")
-    convert_to("diffusers", tmp_path / "small.safetensors", tmp_path)
-    return tmp_path / "small"
-
-
-def test_the_converted_folder_gives_our_frames(folder, picture, noises, monkeypatch):
+def test_the_converted_folder_gives_our_frames(small, folder, picture, noises, monkeypatch):
     pipeline = StableVideoDiffusionPipeline.from_pretrained(folder)
     assert pipeline.unet.config.num_frames == FRAMES  # of the YAML
     theirs = their_frames(pipeline, picture, noises, monkeypatch)
-    assert_same_frames(our_frames(folder.with_suffix(".safetensors"), picture, noises), theirs)
+    assert_same_frames(our_frames(small[0], picture, noises), theirs)
 
 
-def test_a_unet_saved_by_diffusers_gives_its_frames_here(folder, tmp_path, picture, noises, monkeypatch):
+def test_a_unet_saved_by_diffusers_gives_its_frames_here(small, folder, tmp_path, picture, noises, monkeypatch):
     pipeline = StableVideoDiffusionPipeline.from_pretrained(folder)
     unet = UNetSpatioTemporalConditionModel.from_config(pipeline.unet.config)
     rng = np.random.default_rng(9)
@@ -92,5 +73,5 @@ def test_a_unet_saved_by_diffusers_gives_its_frames_here(folder, tmp_path, pictu
     unet.save_pretrained(tmp_path / "unet")
     pipeline.register_modules(unet=unet)
     theirs = their_frames(pipeline, picture, noises, monkeypatch)
-    convert_to("ckpt", tmp_path / "unet", tmp_path, f"--base={folder.with_suffix('.safetensors')}")
+    run_convert(tmp_path / "unet", tmp_path, f"--base={small[0]}", "--to=ckpt")
     assert_same_frames(our_frames(tmp_path / "unet.ckpt", picture, noises), theirs)
