@@ -4,11 +4,11 @@ import pytest
 from gm.checkpoint import save_safetensors
 from gm.errors import UserError
 from gm.lora_file import LowRank, read_lora, write_lora
-from svd_tools.convert_lora import main
+from svd_tools.convert_lora import main, read_any_lora
 from svd_tools.key_map import UNET_PREFIX
 from svd_tools.lora_names import diffusers_layers, known_layers, parse_name
 from tests.reference import diffusers, published
-from tests.svd_tools.small_model import CONFIG, read_all
+from tests.svd_tools.small_model import CONFIG, parameters, read_all
 
 TEMPORAL = "input_blocks.1.1.time_stack.0.attn1.to_q"
 SPATIAL = "output_blocks.5.1.transformer_blocks.0.attn2.to_out.0"
@@ -34,6 +34,11 @@ def layers():
 
 def convert(source, out, to="toolkit"):
     main([f"--lora={source}", f"--out={out}", f"--to={to}", f"--config={CONFIG}"])
+
+
+@pytest.fixture(scope="module")
+def known():
+    return known_layers(parameters(str(CONFIG)))
 
 
 def assert_same_effect(have, want, tolerance=1e-6):
@@ -107,21 +112,19 @@ def test_to_diffusers_and_back(tmp_path, layers, capsys):
         (lambda name: "model.diffusion_model." + name, (".lora_A.weight", ".lora_B.weight")),
     ],
 )
-def test_the_files_of_other_programs(tmp_path, layers, spell, ends):
+def test_the_files_of_other_programs(tmp_path, layers, known, spell, ends):
     tensors = {}
     for name, layer in layers.items():
         stem = spell(name[len(UNET_PREFIX) :])
         tensors.update({stem + ends[0]: layer.a, stem + ends[1]: layer.b, stem + ".alpha": np.array(layer.alpha)})
     save_safetensors(tmp_path / "theirs.safetensors", tensors)
-    convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
-    assert_same_effect(read_lora(tmp_path / "ours.safetensors").layers, layers, tolerance=0)
+    assert_same_effect(read_any_lora(tmp_path / "theirs.safetensors", known)[0], layers, tolerance=0)
 
 
-def test_without_an_alpha_it_is_the_rank(tmp_path):
+def test_without_an_alpha_it_is_the_rank(tmp_path, known):
     tensors = {f"unet.{THERE[TEMPORAL]}.lora_{part}.weight": np.ones((32, 32), np.float16) for part in "AB"}
     save_safetensors(tmp_path / "theirs.safetensors", tensors)
-    convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
-    assert read_lora(tmp_path / "ours.safetensors").layers[UNET_PREFIX + TEMPORAL].alpha == 32.0
+    assert read_any_lora(tmp_path / "theirs.safetensors", known)[0][UNET_PREFIX + TEMPORAL].alpha == 32.0
 
 
 @pytest.mark.parametrize(
@@ -137,11 +140,15 @@ def test_without_an_alpha_it_is_the_rank(tmp_path):
         ),
     ],
 )
-def test_unusable_files(tmp_path, tensors, message):
+def test_unusable_files(tmp_path, known, tensors, message):
     save_safetensors(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float32) for name, shape in tensors.items()})
     with pytest.raises(UserError, match=rf"^--lora: .*{message}"):
-        convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
-    with pytest.raises(UserError, match="exists already"):
+        read_any_lora(tmp_path / "x.safetensors", known)
+
+
+def test_unusable_outputs(tmp_path):
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(UserError, match=r"^--out: .* exists already"):
         convert(tmp_path / "x.safetensors", tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="should end in"):
+    with pytest.raises(UserError, match=r"^--out: .* should end in \.safetensors"):
         convert(tmp_path / "x.safetensors", tmp_path / "y.bin")
