@@ -19,6 +19,8 @@ PROJECT = Path(__file__).parents[1]
 SOURCES = sorted([*PROJECT.glob("gm/*.py"), *PROJECT.glob("modules/*.py")])
 OPERATOR_MODULES = ("mindspore.ops.", "mindspore.mint.", "mindspore.nn.")
 ONLY_ASCEND = {"mindspore.ops.flash_attention_score"}  # used behind gm.kernels.fused_kernels()
+# Between processes: documented for Ascend and GPU, and working on the CPU all the same (training's tests run them).
+COMMUNICATION = {"mindspore.nn.DistributedGradReducer", "mindspore.ops.AllGather", "mindspore.ops.Broadcast"}
 # No kernels, so that no platform is documented: changes of parameters on the host, and functions that build functions.
 HOST = re.compile(r"mindspore\.nn\.utils\..*|mindspore\.ops\.GradOperation|Tensor\.(asnumpy|item|set_dtype|size)")
 
@@ -100,7 +102,7 @@ def used_operators():
 
 @pytest.mark.parametrize("path", used_operators())
 def test_the_operator_is_documented_for_ascend_and_the_cpu(path):
-    expected = {"Ascend"} if path in ONLY_ASCEND else {"Ascend", "CPU"}
+    expected = {"Ascend"} if path in ONLY_ASCEND | COMMUNICATION else {"Ascend", "CPU"}
     assert expected <= platforms(path)
 
 
