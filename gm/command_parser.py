@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from typing import Any, List, NoReturn, Optional, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
@@ -32,7 +33,7 @@ class CommandParser(ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        return super().parse_args(None if args is None else self._complete_switches(args), *rest, **kwargs)
+        return super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
 
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
         """Sets defaults, also of arguments without one in their class, which are then no longer required."""
