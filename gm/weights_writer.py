@@ -1,13 +1,15 @@
 """Trained weights as a safetensors file that every program for the model reads."""
 
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Protocol
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 
 import numpy as np
 
 from gm.checkpoint import open_checkpoint
 from gm.safetensors_file import array_bytes, write_safetensors
-from gm.tensor_source import TensorInfo
+from gm.tensor_source import Raw, TensorInfo
+
+Shape = Tuple[int, ...]
 
 
 class WeightsWriter(Protocol):
@@ -19,7 +21,7 @@ class WeightsWriter(Protocol):
 
     file_name: str
 
-    def num_bytes(self, shapes: Mapping[str, tuple]) -> int:
+    def num_bytes(self, shapes: Mapping[str, Shape]) -> int:
         """Size of the file to come, for trained tensors of these shapes."""
 
     def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
@@ -34,6 +36,8 @@ class WeightsWriter(Protocol):
 class FullModelWriter:
     """The whole model under the published names: trained tensors in fp32, all others as the base file has them.
 
+    The base file stays open, so that it may be removed or renamed while a run goes on.
+
     Args:
         base: the checkpoint that training started from.
         prefix: of the trained network's names in the file.
@@ -42,26 +46,30 @@ class FullModelWriter:
     file_name = "model.safetensors"
 
     def __init__(self, base: Path, prefix: str = "model.diffusion_model.") -> None:
-        self.base, self.prefix = base, prefix
+        self.source, self.prefix = open_checkpoint(base), prefix
 
-    def num_bytes(self, shapes: Mapping[str, tuple]) -> int:
-        with open_checkpoint(self.base) as source:
-            return sum(info.num_bytes for info in self._info(source.info, shapes).values())
+    def num_bytes(self, shapes: Mapping[str, Shape]) -> int:
+        """See :class:`WeightsWriter`."""
+        return sum(info.num_bytes for info in self._info(shapes).values())
 
     def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
+        """See :class:`WeightsWriter`; other tensors pass through memory one at a time."""
         path = folder / self.file_name
         trained = {self.prefix + name: value for name, value in values.items()}
-        with open_checkpoint(self.base) as source:
-            shapes = {name: source.info[self.prefix + name].shape for name in values}
+        shapes = {name: self.source.info[self.prefix + name].shape for name in values}
+        last: List[Optional[str]] = [None]
 
-            def read(name: str):
-                if name in trained:
-                    return array_bytes(np.asarray(trained[name](), np.float32))
-                return source.read_raw(name)
+        def read(name: str) -> Raw:
+            if last[0] is not None:
+                self.source.release(last[0])
+            last[0] = None if name in trained else name
+            if name in trained:
+                return array_bytes(np.asarray(trained[name](), np.float32))
+            return self.source.read_raw(name)
 
-            write_safetensors(path, self._info(source.info, shapes), read, {"format": "pt", **metadata})
+        write_safetensors(path, self._info(shapes), read, {"format": "pt", **metadata})
         return path
 
-    def _info(self, info: Mapping[str, TensorInfo], shapes: Mapping[str, tuple]) -> Dict[str, TensorInfo]:
+    def _info(self, shapes: Mapping[str, Shape]) -> Dict[str, TensorInfo]:
         trained = {self.prefix + name: TensorInfo("F32", tuple(shape)) for name, shape in shapes.items()}
-        return {name: trained.get(name, stored) for name, stored in info.items()}
+        return {name: trained.get(name, stored) for name, stored in self.source.info.items()}

@@ -1,0 +1,82 @@
+"""Several processes that train together, through MindSpore's own communication; `msrun` starts them."""
+
+import os
+from typing import NamedTuple, Optional, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from gm.errors import UserError
+
+FLAG = "--environment."
+MSRUN_WORKERS = "MS_WORKER_NUM"  # set by msrun for the processes that it starts
+START = "msrun --worker_num=N --local_worker_num=N train.py … --environment.distributed=True"
+
+
+
+class Communicator(NamedTuple):
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of every process's values (fp32), the same in all; all have to call it."""
+        if self.world_size == 1:
+            return values
+        return ops.AllReduce()(Tensor(np.asarray(values, np.float32))).asnumpy().astype(values.dtype)
+
+    def wait(self) -> None:
+        """Returns when every process has called it."""
+        self.sum(np.zeros(1, np.float32))
+
+    def reducer(self, parameters: Sequence[Parameter]) -> Optional[nn.Cell]:
+        """Averages gradients over the processes; None where there is one."""
+        if self.world_size == 1:
+            return None
+        return nn.DistributedGradReducer(parameters, mean=True, degree=self.world_size)
+
+
+def connect(distributed: bool, shard_optimizer: bool, device: str) -> Communicator:
+    """Joins the processes that `msrun` started.
+
+    Args:
+        distributed: whether several train together.
+        shard_optimizer: each device holds a share of the optimizer's state (MindSpore's optimizer parallelism).
+        device: "CPU" or "Ascend".
+
+    Raises:
+        UserError: sharding where MindSpore has none, or a start that does not fit `distributed`.
+    """
+    started = int(os.environ.get(MSRUN_WORKERS, "1"))
+    if started > 1 and not distributed:
+        raise UserError(f"{FLAG}distributed=False: msrun started {started} processes; set it to True")
+    if distributed and MSRUN_WORKERS not in os.environ:
+        raise UserError(f"{FLAG}distributed=True: this process was not started by msrun; start it with {START}")
+    if shard_optimizer and (device != "Ascend" or not distributed):
+        raise UserError(
+            f"{FLAG}shard_optimizer=True: MindSpore shards the optimizer's state over several Ascend cards only; "
+            "leave it False here"
+        )
+    if not distributed:
+        return Communicator()
+    from mindspore import communication
+
+    communication.init()
+    rank, world_size = communication.get_rank(), communication.get_group_size()
+    ms.set_auto_parallel_context(**parallel_options(world_size, shard_optimizer))
+    return Communicator(rank, world_size)
+
+
+def parallel_options(world_size: int, shard_optimizer: bool) -> dict:
+    """MindSpore's settings for data parallel training."""
+    return {
+        "parallel_mode": ms.ParallelMode.DATA_PARALLEL,
+        "device_num": world_size,
+        "gradients_mean": True,
+        "parameter_broadcast": False,
+        "enable_parallel_optimizer": shard_optimizer,
+    }
+
+

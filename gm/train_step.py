@@ -1,0 +1,174 @@
+"""One optimizer step: gradients of one or more batches, their mean over the devices, clipping, AdamW and the average.
+
+The graphs are few and do all the arithmetic; what is decided once per step (is it finite, how much to clip, the next
+loss scale) is decided on the host, the same way in graph and PyNative mode.
+"""
+
+import math
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from gm.distributed import Communicator
+from gm.ema import WeightAverage
+from gm.loss import DiffusionLoss
+from gm.loss_scale import LossScale
+from gm.objective import TrainInputs
+from gm.optim import AdamW
+from gm.sigma_buckets import bucket_sums
+
+CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
+
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_add = ops.MultitypeFuncGraph("add_gradients")
+
+
+@_square_sum.register("Tensor")
+def _square_sum_one(gradient):
+    return ops.reduce_sum(ops.square(gradient))
+
+
+@_add.register("Tensor", "Tensor")
+def _add_one(total, gradient):
+    return total + gradient
+
+
+class Gradients(nn.Cell):
+    """Forward and backward through the network, for the trained parameters only.
+
+    Args:
+        loss: the network with its loss.
+        parameters: what is trained; nothing is computed or kept for the others.
+    """
+
+    def __init__(self, loss: DiffusionLoss, parameters: Sequence[Parameter]) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = ms.value_and_grad(loss, None, weights=ms.ParameterTuple(parameters), has_aux=True)
+        self.map = ops.HyperMap()
+
+    def construct(self, x, c_noise, crossattn, vector, target, weight, loss_scale, sums):
+        """For the inputs see :class:`gm.loss.DiffusionLoss`.
+
+        Args:
+            sums: what the gradients are added to, one tensor for each parameter; () for nothing.
+
+        Returns:
+            The clips' losses (b,), and a tuple of gradients.
+        """
+        (_, clip_losses), gradients = self.gradients(x, c_noise, crossattn, vector, target, weight, loss_scale)
+        if len(sums) > 0:
+            gradients = self.map(_add, sums, gradients)
+        return clip_losses, gradients
+
+
+class Reduction(nn.Cell):
+    """The mean of the gradients over the devices, and every tensor's sum of squares.
+
+    Args:
+        reducer: the mean over devices; None for one device.
+    """
+
+    def __init__(self, reducer: Optional[nn.Cell]) -> None:
+        super().__init__(auto_prefix=False)
+        self.reducer = reducer
+        self.map = ops.HyperMap()
+
+    def construct(self, gradients):
+        """A tuple of gradients -> the tuple of their means, (n,)."""
+        if self.reducer is not None:
+            gradients = self.reducer(gradients)
+        return gradients, ops.stack(self.map(_square_sum, gradients))
+
+
+class StepResult(NamedTuple):
+    """What a step did."""
+
+    loss_sums: np.ndarray  # see gm.sigma_buckets, over all batches and devices
+    grad_norm: float  # of the mean gradient, before clipping
+    updated: bool  # False: something was not finite, and nothing was changed
+    overflow: bool  # only the scaled gradients were not finite: the loss scale was lowered
+
+
+class TrainStep:
+    """Applies one update; does nothing but count where the loss or the gradients are not finite.
+
+    Args:
+        loss: the network with its loss.
+        parameters: what is trained, fp32, in the optimizer's order.
+        optimizer: with its moments.
+        average: of the weights; None for none.
+        loss_scale: for fp16 gradients.
+        communicator: the other processes.
+        batches: in each step.
+        clip_norm: the largest norm of all gradients together; None for no limit.
+        drop_overflow_update: go on with the next batches after an overflow of fp16; False repeats the step with the
+            lower loss scale, so that no batch is lost.
+    """
+
+    def __init__(
+        self,
+        loss: DiffusionLoss,
+        parameters: Sequence[Parameter],
+        optimizer: AdamW,
+        average: Optional[WeightAverage],
+        loss_scale: LossScale,
+        communicator: Communicator,
+        batches: int = 1,
+        clip_norm: Optional[float] = None,
+        drop_overflow_update: bool = True,
+    ) -> None:
+        self.optimizer, self.average, self.loss_scale = optimizer, average, loss_scale
+        self.communicator, self.clip_norm, self.drop_overflow_update = communicator, clip_norm, drop_overflow_update
+        self.updates = 0
+        self.batches = batches
+        self._gradients = Gradients(loss, parameters)
+        self._shapes = [parameter.shape for parameter in parameters]
+        self._reduce = Reduction(communicator.reducer(parameters))
+
+    def __call__(self, batches: Sequence[TrainInputs], lr: float) -> StepResult:
+        """One step over `batches` batches."""
+        while True:
+            gradients, result = self._mean_gradients(batches)
+            if result.updated:
+                self._update(gradients, result.grad_norm, lr)
+            self.loss_scale.adjust(result.updated)
+            if self.drop_overflow_update or not result.overflow:
+                return result
+
+    def _mean_gradients(self, batches: Sequence[TrainInputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
+        """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""
+        sums, gradients = 0.0, self._nothing()
+        loss_scale = Tensor(self.loss_scale.value, ms.float32)
+        for batch in batches:
+            clip_losses, gradients = self._gradients(*_tensors(batch), loss_scale, ms.mutable(gradients))
+            sums = sums + bucket_sums(batch.sigma, clip_losses.asnumpy().astype(np.float64))
+        gradients, square_sums = self._reduce(ms.mutable(gradients))
+        sums = self.communicator.sum(sums)
+        norm = math.sqrt(square_sums.asnumpy().astype(np.float64).sum()) * self._unscale
+        loss_finite = bool(np.isfinite(sums).all())
+        finite = loss_finite and math.isfinite(norm)
+        return gradients, StepResult(sums, norm, finite, loss_finite and not finite and self.loss_scale.can_shrink)
+
+    def _nothing(self) -> Tuple[Tensor, ...]:
+        """What gradients of several batches are added to first."""
+        return tuple(ops.zeros(shape, ms.float32) for shape in self._shapes) if self.batches > 1 else ()
+
+    @property
+    def _unscale(self) -> float:
+        return 1 / (self.loss_scale.value * self.batches)
+
+    def _update(self, gradients: Tuple[Tensor, ...], norm: float, lr: float) -> None:
+        scale = self._unscale
+        if self.clip_norm is not None:
+            scale *= min(1.0, self.clip_norm / (norm + CLIP_EPS))
+        self.optimizer(ms.mutable(gradients), Tensor(scale, ms.float32), *self.optimizer.numbers(self.updates + 1, lr))
+        if self.average is not None:
+            self.average(self.average.rate(self.updates))
+        self.updates += 1
+
+
+def _tensors(batch: TrainInputs) -> List[Tensor]:
+    """What the loss takes of a batch: all but σ itself."""
+    return [Tensor(array) for array in batch[:-1]]

@@ -1,0 +1,320 @@
+"""The options of train.py, as in the reference toolkit's svd_train.yaml and beyond."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Literal, Optional, Tuple
+
+from gm.errors import UserError
+
+SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
+
+
+@dataclass
+class EnvironmentOptions:
+    """Where and how the program runs.
+
+    Args:
+        mode: of MindSpore: 0 graph (compiles first, then fastest), 1 PyNative.
+        seed: of all random numbers, 0 or more: the same seed gives the same run.
+        device_target: auto takes an Ascend card if there is one, else the CPU.
+        distributed: several processes train together; start them with msrun.
+        shard_optimizer: each Ascend card holds a share of the optimizer's state, with distributed.
+        debug: log more.
+        enable_modelarts: the reference toolkit's; False only.
+    """
+
+    mode: Literal[0, 1] = 0
+    seed: int = 42
+    device_target: Literal["auto", "CPU", "Ascend"] = "auto"
+    distributed: bool = False
+    shard_optimizer: bool = False
+    debug: bool = False
+    enable_modelarts: Literal[False] = False
+
+
+@dataclass
+class RunOptions:
+    """What is trained from what, for how long.
+
+    Args:
+        epochs: passes over the videos; each gives one clip of every video.
+        max_steps: updates after which to stop even if epochs are left.
+        temporal_only: train the temporal layers only; False trains the whole UNet.
+        pretrained: the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this
+            program wrote. Empty starts from random weights.
+        output_dir: folder of the run: checkpoints, log, curves, validation videos.
+        resume: auto goes on with the newest checkpoint in output_dir, if there is one; or the path of a checkpoint.
+            Empty starts anew.
+        checkpoint_every: steps between two checkpoints.
+        keep: how many of the newest checkpoints stay; 0 keeps all.
+        amp_level: O0 trains in fp32; O2 computes in fp16 with fp32 weights, norms and loss; auto is O2 on Ascend and O0
+            on CPU.
+        recompute: keep less for the backward pass and compute it again: far less memory, about a third more time.
+        ema_decay: of the average of the weights, which is what is saved for use and validated with; 0 for none.
+        max_nonfinite: stop after so many steps in a row without a finite loss and gradient.
+        encode_chunk_size: frames that the autoencoder encodes together.
+        log_every: steps between two lines in the log.
+        sink_size: the reference toolkit's; -1 only.
+    """
+
+    epochs: int = 100
+    max_steps: Optional[int] = None
+    temporal_only: bool = True
+    pretrained: Optional[str] = None
+    output_dir: str = "output/train"
+    resume: Optional[str] = None
+    checkpoint_every: int = 500
+    keep: int = 3
+    amp_level: Literal["auto", "O0", "O2"] = "auto"
+    recompute: bool = False
+    ema_decay: float = 0.9999
+    max_nonfinite: int = 20
+    encode_chunk_size: int = 4
+    log_every: int = 10
+    sink_size: Literal[-1] = -1
+
+    def check(self) -> None:
+        """Raises a UserError for a number out of its range."""
+        for name in ("epochs", "checkpoint_every", "max_nonfinite", "encode_chunk_size", "log_every"):
+            _at_least(f"--train.{name}", getattr(self, name), 1)
+        _at_least("--train.keep", self.keep, 0)
+        if self.max_steps is not None:
+            _at_least("--train.max_steps", self.max_steps, 1)
+
+
+@dataclass
+class DataloaderOptions:
+    """Batches.
+
+    Args:
+        batch_size: clips in a batch, on each device.
+        shuffle: a new order each epoch.
+        drop_remainder: leave out an epoch's last, smaller batch.
+        num_workers: processes that read videos; 0 reads in this one.
+    """
+
+    batch_size: int = 1
+    shuffle: bool = True
+    drop_remainder: bool = True
+    num_workers: int = 0
+
+
+@dataclass
+class SchedulerOptions:
+    """The learning rate.
+
+    Args:
+        name: constant, or falling from lr to end_lr by cosine_decay or polynomial_decay.
+        lr: the highest.
+        end_lr: the last one of the two that fall.
+        warmup_steps: updates in which it rises to lr.
+        power: of polynomial_decay; 1 is a straight line.
+    """
+
+    name: Literal["constant", "cosine_decay", "polynomial_decay"] = "constant"
+    lr: float = 1e-5
+    end_lr: float = 1e-7
+    warmup_steps: int = 0
+    power: float = 1.0
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW, as PyTorch computes it.
+
+    Args:
+        name: adamw.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, of all trained tensors.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    betas: Tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+@dataclass
+class SettingsOptions:
+    """How an update is made.
+
+    Args:
+        drop_overflow_update: after an fp16 overflow go on with the next batches; False repeats the same ones with the
+            lower loss scale.
+        gradient_accumulation_steps: batches in one update.
+        clip_grad: limit the gradients.
+        clip_norm: to this norm of all of them together.
+    """
+
+    drop_overflow_update: bool = False
+    gradient_accumulation_steps: int = 1
+    clip_grad: bool = True
+    clip_norm: float = 1.0
+
+    def check(self) -> None:
+        """Raises a UserError for a number out of its range."""
+        _at_least("--train.settings.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        if not self.clip_norm > 0:
+            raise UserError(f"--train.settings.clip_norm is {self.clip_norm:g}; it is above 0")
+
+
+@dataclass
+class SigmaOptions:
+    """The noise levels that are trained: ln σ ~ N(P_mean, P_std²), one σ per clip.
+
+    Args:
+        P_mean: 1.0 for 576x1024, 0.7 for 320x576; lower for smaller frames.
+        P_std: 1.6.
+    """
+
+    P_mean: float = 1.0
+    P_std: float = 1.6
+
+
+@dataclass
+class CondAugOptions:
+    """The noise of the conditioning frame: ln cond_aug ~ N(mean, std²), one value per clip.
+
+    Args:
+        mean: of the logarithm.
+        std: of the logarithm.
+    """
+
+    mean: float = -3.0
+    std: float = 0.5
+
+
+@dataclass
+class DropoutOptions:
+    """How often a clip is trained without its picture, for classifier-free guidance.
+
+    Args:
+        both: probability that CLIP token and latent are dropped.
+        token: that only the CLIP token is.
+        latent: that only the latent is.
+    """
+
+    both: float = 0.1
+    token: float = 0.05
+    latent: float = 0.05
+
+
+@dataclass
+class LoRAOptions:
+    """Low-rank adaptation in place of training the layers themselves.
+
+    Args:
+        rank: 0 trains no LoRA but the layers.
+        alpha: the branch counts alpha / rank; by default once.
+        targets: temporal, spatial, all (attention layers), or a regular expression for names of linear layers.
+    """
+
+    rank: int = 0
+    alpha: Optional[float] = None
+    targets: str = "temporal"
+
+
+@dataclass
+class LatentCacheOptions:
+    """Clips encoded once, so that neither encoder is in memory while training.
+
+    Args:
+        folder: for the encoded clips; made if it is not there. Empty encodes while training.
+        windows: clips kept of each video.
+        draws: of the conditioning frame's noise kept for each clip.
+    """
+
+    folder: Optional[str] = None
+    windows: int = 1
+    draws: int = 8
+
+
+@dataclass
+class ValidationOptions:
+    """Videos sampled while training, always from the same images and seeds.
+
+    Args:
+        every: steps between; 0 for none.
+        images: an image, or a folder of them.
+        seeds: of the noise; each image is animated with each.
+        fps: frames per second.
+        motion_bucket_id: how much motion, 0 to 255.
+        noise_aug_strength: noise added to the image.
+        sampling_steps: 0 takes the model's.
+        decode_chunk_size: frames decoded at a time; 0 decodes all at once.
+    """
+
+    every: int = 0
+    images: Optional[str] = None
+    seeds: List[int] = field(default_factory=lambda: [42])
+    fps: int = 7
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    sampling_steps: int = 0
+    decode_chunk_size: int = 0
+
+    def check(self) -> None:
+        """Raises a UserError unless the options go together."""
+        _at_least("--train.validation.every", self.every, 0)
+        if bool(self.every) != bool(self.images):
+            given, lacking = ("every", "images") if self.every else ("images", "every")
+            raise UserError(f"--train.validation.{given} needs --train.validation.{lacking}")
+
+
+@dataclass
+class LossScaleOptions:
+    """The loss scale of fp16 training (O2).
+
+    Args:
+        loss_scale_value: to start with.
+        scale_factor: what it is divided by after an overflow, and multiplied by after a window without.
+        scale_window: updates in a window.
+    """
+
+    loss_scale_value: float = 65536.0
+    scale_factor: float = 2.0
+    scale_window: int = 1000
+
+
+@dataclass
+class TrainingOptions:
+    """All of them, with the data set's arguments."""
+
+    environment: EnvironmentOptions
+    run: RunOptions
+    dataset: Dict[str, Any]
+    dataloader: DataloaderOptions
+    scheduler: SchedulerOptions
+    optimizer: OptimizerOptions
+    settings: SettingsOptions
+    sigma: SigmaOptions
+    cond_aug: CondAugOptions
+    dropout: DropoutOptions
+    lora: LoRAOptions
+    latent_cache: LatentCacheOptions
+    validation: ValidationOptions
+    loss_scale: LossScaleOptions
+
+    def check(self) -> None:
+        """Raises a UserError for what can be told from the options alone."""
+        if self.environment.seed < 0:
+            raise UserError(f"--environment.seed is {self.environment.seed}; it is 0 or more")
+        for options in (self.run, self.settings, self.validation):
+            options.check()
+        if not self.run.pretrained and (self.run.temporal_only or self.lora.rank):
+            raise UserError(
+                "--train.pretrained is empty: random layers would stay frozen; name a checkpoint, or train all with "
+                "--train.temporal_only=False and without a LoRA"
+            )
+        for name in ("height", "width"):
+            size = self.dataset[name]
+            if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
+                near = max(SIZE_MULTIPLE, round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+                raise UserError(
+                    f"--train.dataset.init_args.{name} is {size}; it is a multiple of {SIZE_MULTIPLE}, such as {near}"
+                )
+
+
+def _at_least(flag: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise UserError(f"{flag} is {value}; it is {lowest} or more")

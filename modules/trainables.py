@@ -1,0 +1,80 @@
+"""Which parameters of the UNet are trained: the temporal ones, all, or a LoRA's."""
+
+from typing import Callable, Dict, NamedTuple
+
+import numpy as np
+from mindspore import Parameter, nn
+
+from gm.checkpoint import open_checkpoint
+from gm.errors import UserError
+from gm.files import PathLike
+from gm.lora import FLAG as LORA
+from gm.lora import add_lora, lora_parameters
+from gm.lora_file import LoRAWriter
+from gm.stage import Stage
+from gm.weights import set_parameter
+from gm.weights_writer import FullModelWriter, WeightsWriter
+from modules.train_options import LoRAOptions
+from modules.unet3d import is_temporal
+
+
+class Trainables(NamedTuple):
+    """What is trained, and how it is saved."""
+
+    parameters: Dict[str, Parameter]  # by their name in the network
+    writer: WeightsWriter
+
+
+def choose_trainables(stage: Stage, temporal_only: bool, lora: LoRAOptions, seed: int) -> Trainables:
+    """Loads the UNet and frees what is trained; everything else stays frozen, on the memory map of its file.
+
+    Args:
+        stage: of the UNet, attached to its checkpoint.
+        temporal_only: of the layers, or of those that a LoRA may be for.
+        lora: rank 0 trains the layers themselves.
+        seed: of the LoRA's start.
+
+    Raises:
+        UserError: LoRA options that cannot be used.
+    """
+    net = stage.load()
+    if lora.rank:
+        names = add_lora(net, lora.rank, lora.alpha, lora.targets, seed)
+        spatial = [name for name in names if not is_temporal(name)]
+        if temporal_only and spatial:
+            raise UserError(
+                f"{LORA}targets={lora.targets} has spatial layers such as {spatial[0]}, and --train.temporal_only=True "
+                "wants temporal ones only; set it to False"
+            )
+        parameters = lora_parameters(net)
+        alpha = float(lora.rank) if lora.alpha is None else lora.alpha
+        writer: WeightsWriter = LoRAWriter(alpha, lora.targets, stage.prefix)
+    else:
+        parameters = freeze(net, is_temporal if temporal_only else _every)
+        own_memory(parameters, stage.path, stage.prefix)
+        writer = FullModelWriter(stage.path, stage.prefix)
+    for parameter in parameters.values():
+        parameter.requires_grad = True
+    return Trainables(parameters, writer)
+
+
+def freeze(net: nn.Cell, trained: Callable[[str], bool]) -> Dict[str, Parameter]:
+    """Freezes all parameters but the trained ones, which are returned by name; each knows its name in the network."""
+    chosen = {}
+    for name, parameter in net.parameters_and_names():
+        parameter.name, parameter.requires_grad = name, trained(name)
+        if parameter.requires_grad:
+            chosen[name] = parameter
+    return chosen
+
+
+def own_memory(parameters: Dict[str, Parameter], path: PathLike, prefix: str) -> None:
+    """Gives parameters copies of their values: what is trained must not share the memory map of a read-only file."""
+    with open_checkpoint(path) as source:
+        for name, parameter in parameters.items():
+            set_parameter(parameter, np.array(source.read(prefix + name), np.float32))
+            source.release(prefix + name)
+
+
+def _every(name: str) -> bool:
+    return True

@@ -1,0 +1,218 @@
+"""From the options of train.py to a trainer."""
+
+import logging
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+
+import mindspore as ms
+import numpy as np
+
+from data.cached_dataset import CachedDataset
+from data.dataloader import make_dataloader
+from data.latent_cache import LatentCache
+from data.video_dataset import VideoDataset
+from gm.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
+from gm.callbacks_base import Callback
+from gm.checkpoint_folder import CheckpointFolder
+from gm.conditioning_dropout import ConditioningDropout
+from gm.config import load_config, load_model
+from gm.distributed import Communicator
+from gm.ema import WeightAverage
+from gm.engine import DiffusionEngine
+from gm.errors import UserError
+from gm.frozen_encoders import FrozenEncoders
+from gm.log_lines import LogLines, MetricsFile
+from gm.loss import DiffusionLoss
+from gm.loss_scale import LossScale, NoLossScale
+from gm.lr_schedule import LearningRate
+from gm.metrics_log import MetricsLog
+from gm.noise_levels import LogNormal
+from gm.objective import Objective
+from gm.optim import AdamW, AdamWOptions
+from gm.precision import amp_dtype, set_compute_dtype
+from gm.runtime import Runtime
+from gm.train_step import TrainStep
+from gm.trainer import Batches, Plan, Recipe, Trainer
+from modules.initial_weights import write_initial_weights
+from modules.recompute import recompute_blocks
+from modules.run_identity import run_identity
+from modules.train_options import TrainingOptions
+from modules.trainables import Trainables, choose_trainables
+from modules.validation import ValidationVideos
+
+INITIAL_WEIGHTS = "initial.safetensors"
+TENSORBOARD = "tensorboard"
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training_run(
+    options: TrainingOptions, svd_config: Path, runtime: Runtime, communicator: Communicator, config: Mapping[str, Any]
+) -> Iterator[Trainer]:
+    """A trainer for the options, resumed if they ask for it; inside the block no other run may use its folder.
+
+    Args:
+        svd_config: YAML file of the model.
+        runtime: the device and mode.
+        communicator: the processes that train together.
+        config: all options, resolved, to be saved beside the checkpoints.
+
+    Raises:
+        UserError: options, data or weights that cannot be used.
+    """
+    checkpoints = CheckpointFolder(Path(options.run.output_dir), options.run.keep)
+    engine: DiffusionEngine = load_model(svd_config, flag="--svd_config")
+    with checkpoints.locked() if communicator.rank == 0 else nullcontext():
+        resume = checkpoints.find(options.run.resume or "")
+        dataset_args = {**options.dataset, "seed": options.environment.seed}
+        VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded or written
+        weights = attach_weights(engine, options, communicator)
+        dataset = open_dataset(options, dataset_args, engine, communicator)
+        amp = "O2" if amp_dtype(options.run.amp_level, runtime.device) == ms.float16 else "O0"
+        trainables = prepare_network(engine, options, amp)
+        batches, steps = plan_batches(options, dataset, communicator)
+        model = load_config(svd_config, flag="--svd_config")["model"]
+        trainer = Trainer(
+            build_step(engine, trainables, options, amp, communicator),
+            trainables.parameters,
+            engine,
+            build_recipe(engine, options),
+            batches,
+            LearningRate(**pick(options.scheduler), total_steps=steps),
+            Plan(steps, options.run.checkpoint_every, options.validation.every, options.run.max_nonfinite),
+            checkpoints,
+            trainables.writer,
+            run_identity(options, model, weights, dataset.rows, communicator.world_size, amp),
+            build_callbacks(options, config) if communicator.rank == 0 else (),
+        )
+        if resume is not None:
+            trainer.restore(resume)
+        yield trainer
+
+
+def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicator: Communicator) -> Path:
+    """Names the weights that training starts from, written first where there are no pretrained ones.
+
+    The encoders and the decoder are loaded when they are used and released then; the UNet stays.
+    """
+    path = Path(options.run.pretrained) if options.run.pretrained else None
+    if path is None:
+        path = Path(options.run.output_dir) / INITIAL_WEIGHTS
+        logger.warning("no --train.pretrained: all weights are random, those of the encoders too")
+        if communicator.rank == 0:
+            write_initial_weights(engine, path, options.environment.seed)
+        communicator.wait()
+    engine.attach(path, ms.float32, offload=True)
+    engine.network.offload = False
+    return path
+
+
+def open_dataset(
+    options: TrainingOptions, dataset_args: Dict[str, Any], engine: DiffusionEngine, communicator: Communicator
+) -> Union[VideoDataset, CachedDataset]:
+    """The videos, or the cache of their encoded clips, completed first."""
+    cache_options = pick(options.latent_cache)
+    folder = cache_options.pop("folder")
+    if not folder:
+        return VideoDataset(**dataset_args)
+    cond_aug = (options.cond_aug.mean, options.cond_aug.std)
+    cache = LatentCache(folder, dataset_args, engine, cond_aug, **cache_options)
+    cache.build(options.run.encode_chunk_size, communicator.rank, communicator.world_size)
+    communicator.wait()
+    return cache.open()
+
+
+def prepare_network(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> Trainables:
+    """Loads the UNet, frees what is trained, and sets its precision and what it keeps for the backward pass."""
+    run = options.run
+    trainables = choose_trainables(engine.network, run.temporal_only, options.lora, options.environment.seed)
+    network = engine.network.load()
+    if amp == "O2":
+        set_compute_dtype(network, ms.float16)
+    if run.recompute:
+        recompute_blocks(network)
+    count = sum(parameter.size for parameter in trainables.parameters.values())
+    logger.info("training %d tensors, %.4g million parameters, %s", len(trainables.parameters), count / 1e6, amp)
+    return trainables
+
+
+def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communicator) -> Tuple[Batches, int]:
+    """The batches from any number on, and how many updates they make."""
+    batch_size, accumulation = options.dataloader.batch_size, options.settings.gradient_accumulation_steps
+    loader = partial(
+        make_dataloader,
+        dataset,
+        **pick(options.dataloader),
+        rank=communicator.rank,
+        world_size=communicator.world_size,
+        seed=options.environment.seed,
+    )
+    per_epoch = loader().batches_per_epoch
+    steps = options.run.epochs * per_epoch // accumulation
+    if steps == 0:
+        raise UserError(
+            f"--train.settings.gradient_accumulation_steps={accumulation}: {options.run.epochs} epoch(s) of "
+            f"{per_epoch} batches are not enough for one update; lower it or raise --train.epochs"
+        )
+    steps = min(steps, options.run.max_steps or steps)
+
+    def open_batches(number: int) -> Iterator[Mapping[str, np.ndarray]]:
+        epoch, first = divmod(number, per_epoch)
+        last = (steps * accumulation - 1) // per_epoch
+        return iter(loader(epoch=epoch, start_batch=first, epochs=last + 1 - epoch))
+
+    return Batches(open_batches, per_epoch, batch_size), steps
+
+
+def build_step(
+    engine: DiffusionEngine, trainables: Trainables, options: TrainingOptions, amp: str, communicator: Communicator
+) -> TrainStep:
+    """The optimizer step."""
+    parameters = list(trainables.parameters.values())
+    settings, optimizer = options.settings, options.optimizer
+    adamw = AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
+    return TrainStep(
+        DiffusionLoss(engine.network.load()),
+        parameters,
+        AdamW(parameters, adamw),
+        WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
+        LossScale(**pick(options.loss_scale)) if amp == "O2" else NoLossScale(),
+        communicator,
+        settings.gradient_accumulation_steps,
+        settings.clip_norm if settings.clip_grad else None,
+        settings.drop_overflow_update,
+    )
+
+
+def build_recipe(engine: DiffusionEngine, options: TrainingOptions) -> Recipe:
+    """From batches to inputs."""
+    sigma = LogNormal(options.sigma.P_mean, options.sigma.P_std, "--train.sigma")
+    cond_aug = LogNormal(options.cond_aug.mean, options.cond_aug.std, "--train.cond_aug")
+    dropout = ConditioningDropout(**pick(options.dropout)).check()
+    return Recipe(
+        FrozenEncoders(engine.conditioner, engine.scale_factor, cond_aug, options.run.encode_chunk_size),
+        Objective(engine.denoiser.scaling, sigma, dropout),
+        options.environment.seed,
+    )
+
+
+def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List[Callback]:
+    """Those of rank 0."""
+    log = MetricsLog(Path(options.run.output_dir) / TENSORBOARD)
+    callbacks = [
+        ConfigFile(config), ProgressLine(), LogLines(options.run.log_every), MetricsFile(), TensorBoardScalars(log),
+    ]  # fmt: skip
+    validation = pick(options.validation)
+    if validation.pop("every"):
+        clips = options.dataset
+        callbacks.append(ValidationVideos(num_frames=clips["frames"], height=clips["height"], width=clips["width"],
+                                          **validation, log=log))  # fmt: skip
+    return callbacks
+
+
+def pick(options: Any) -> Dict[str, Any]:
+    """A group of options as arguments."""
+    return dict(vars(options))

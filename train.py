@@ -1,0 +1,118 @@
+"""Finetunes Stable Video Diffusion on the videos of a CSV file."""
+
+import json
+import logging
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Dict, Literal, Optional, Sequence
+
+from jsonargparse import Namespace
+
+from data.video_dataset import VideoDataset
+from gm.command_parser import CommandParser
+from gm.errors import run_command
+from gm.files import make_output_dir
+from gm.memory_errors import explain_out_of_memory
+from gm.memory_limit import memory_limit
+from gm.runtime import setup_runtime
+from modules import train_options as options
+
+GROUPS = {
+    "environment": options.EnvironmentOptions,
+    "train": options.RunOptions,
+    "train.dataloader": options.DataloaderOptions,
+    "train.scheduler": options.SchedulerOptions,
+    "train.optimizer": options.OptimizerOptions,
+    "train.settings": options.SettingsOptions,
+    "train.sigma": options.SigmaOptions,
+    "train.cond_aug": options.CondAugOptions,
+    "train.dropout": options.DropoutOptions,
+    "train.lora": options.LoRAOptions,
+    "train.latent_cache": options.LatentCacheOptions,
+    "train.validation": options.ValidationOptions,
+    "LossScale": options.LossScaleOptions,
+}
+REMEDIES = (
+    "--train.recompute=True (keeps less for the backward pass), --train.latent_cache.folder=DIR (holds no encoder), "
+    "--train.lora.rank=16 (trains fewer parameters), --train.ema_decay=0, fewer frames "
+    "(--train.dataset.init_args.frames), smaller ones (--train.dataset.init_args.height, …width)"
+)
+DATASET = "data.video_dataset.VideoDataset"
+LOG_NAME, LOG_FORMAT = "train.log", "%(asctime)s %(message)s"
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> CommandParser:
+    """The command's flags: groups of options, explained where they are defined, and the data set's arguments."""
+    parser = CommandParser(prog="train.py", description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file of these flags; those that follow it win")
+    parser.add_argument("--svd_config", type=str, default="configs/svd.yaml", help="YAML file of the model")
+    for name, group in GROUPS.items():
+        parser.add_class_arguments(group, name)
+    parser.add_argument("--train.dataset.class_path", type=Literal[DATASET], default=DATASET, help="the only one")
+    parser.add_class_arguments(VideoDataset, "train.dataset.init_args", skip={"seed"})
+    return parser
+
+
+def read_options(flags: Namespace) -> options.TrainingOptions:
+    """The flags as objects, checked as far as they can be by themselves.
+
+    Raises:
+        UserError: a number out of its range, or flags that do not go together.
+    """
+    groups = {name: _group(flags[name], group) for name, group in GROUPS.items()}
+    named = {name.rpartition(".")[2]: group for name, group in groups.items()}
+    named["run"], named["loss_scale"] = named.pop("train"), named.pop("LossScale")
+    result = options.TrainingOptions(**named, dataset=flags.train.dataset.init_args.as_dict())
+    result.check()
+    return result
+
+
+def _group(values: Namespace, group: type) -> Any:
+    return group(**{field.name: values[field.name] for field in fields(group)})
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Trains; the run's folder gets checkpoints, log, curves and validation videos, and its path is printed.
+
+    SIGTERM and Ctrl-C save a checkpoint after the present step and end the program with exit code 0.
+
+    Raises:
+        UserError: options, data or weights that cannot be used; or a run that cannot go on.
+    """
+    flags = build_parser().parse_args(argv)
+    chosen = read_options(flags)
+    logging.basicConfig(level=logging.DEBUG if chosen.environment.debug else logging.INFO, format=LOG_FORMAT)
+    folder = make_output_dir(chosen.run.output_dir, "--train.output_dir")
+    with memory_limit(), explain_out_of_memory(REMEDIES):
+        train(flags, chosen, folder)
+
+
+def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> None:
+    """Sets up the device and the processes, and trains."""
+    environment = chosen.environment
+    runtime = setup_runtime(environment.mode, environment.device_target)
+    from gm.distributed import connect  # these import MindSpore, which the environment must be set for
+    from modules.training import training_run
+
+    communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)
+    if communicator.rank == 0:
+        handler = logging.FileHandler(folder / LOG_NAME, encoding="utf-8")
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        logging.getLogger().addHandler(handler)
+    with training_run(chosen, Path(flags.svd_config), runtime, communicator, resolved(flags)) as trainer:
+        trainer.run()
+        if communicator.rank == 0:
+            sys.stdout.write(f"{trainer.checkpoints.newest()}\n")
+
+
+def resolved(flags: Namespace) -> Dict[str, Any]:
+    """All flags as plain values: a YAML file for `--config`."""
+    values = {name: value for name, value in flags.as_dict().items() if name != "config"}
+    return json.loads(json.dumps(values))
+
+
+if __name__ == "__main__":
+    run_command(main)
