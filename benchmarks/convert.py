@@ -94,6 +94,11 @@ def measure(work: Path) -> List[Measurement]:
     done.append(_convert(".ckpt → safetensors", work / "a" / "svd.ckpt", work / "a", "--to=safetensors"))
     _compare(source, work / "a" / "svd.safetensors")
     shutil.rmtree(work / "a")
+    _pickle(source, work / "svd.pt")
+    done.append(_convert("PyTorch pickle → safetensors", work / "svd.pt", work / "a", "--to=safetensors"))
+    _compare(source, work / "a" / "svd.safetensors")
+    shutil.rmtree(work / "a")
+    (work / "svd.pt").unlink()
     done.append(_convert("safetensors → diffusers", source, work / "a", "--to=diffusers"))
     done.append(_convert("diffusers → safetensors", work / "a" / "svd", work / "a", "--to=safetensors"))
     _compare(source, work / "a" / "svd.safetensors")
@@ -119,6 +124,13 @@ def _convert(what: str, source: Path, out_dir: Path, *flags: str) -> Measurement
     command = [sys.executable, str(ROOT / "svd_tools" / "convert.py"), f"--pt_weights_file={source}"]
     seconds, peak = _timed([*command, f"--config={CONFIG}", f"--out_dir={out_dir}", *flags])
     return Measurement(what, seconds, copy_seconds, peak)
+
+
+def _pickle(source: Path, path: Path) -> None:
+    """The same tensors as `torch.save` writes them, in a process of its own."""
+    imports = "import sys, torch; from safetensors.torch import load_file; "
+    code = imports + "torch.save({'state_dict': load_file(sys.argv[1])}, sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, str(source), str(path)], check=True)
 
 
 def _timed(command: Sequence[str]) -> Tuple[float, float]:

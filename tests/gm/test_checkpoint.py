@@ -6,6 +6,7 @@ import struct
 
 import mindspore as ms
 import numpy as np
+import psutil
 import pytest
 import safetensors.numpy
 import torch
@@ -185,7 +186,7 @@ def test_tensor_in_slices(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_tensor_above_the_slice_and_the_2_gib_limits(tmp_path):
-    """One real tensor of 2.2 GiB, sparse on the disk, in five slices."""
+    """One tensor of 2.15 GiB, in five slices."""
     shape = (2200, 256, 1024)
     piece = np.zeros(shape, np.float32)
     piece[0, 0, 0], piece[-1, -1, -1] = 1.5, 2.5
@@ -193,6 +194,10 @@ def test_tensor_above_the_slice_and_the_2_gib_limits(tmp_path):
     with open_checkpoint(tmp_path / "a.ckpt") as source:
         read = source.read("big")
         assert read.shape == shape and read[0, 0, 0] == 1.5 and read[-1, -1, -1] == 2.5
+    del piece, read
+    if psutil.virtual_memory().available > 10e9:  # MindSpore holds the file three times
+        loaded = ms.load_checkpoint(str(tmp_path / "a.ckpt"))["big"]
+        assert loaded.shape == shape and loaded[0, 0, 0] == 1.5 and loaded[-1, -1, -1] == 2.5
 
 
 # ------------------------------------------------------------------------------------------------ unusable files
