@@ -16,7 +16,7 @@ from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from gm.memory_errors import explain_out_of_memory
 from gm.memory_limit import memory_limit
-from gm.runtime import Runtime, setup_runtime
+from gm.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
 
 PROJECT = Path(__file__).resolve().parent
 MODEL = {"SVD.config": "configs/svd_tiny.yaml", "SVD.checkpoint": "checkpoints/svd_tiny.safetensors"}
@@ -44,7 +44,12 @@ def build_parser() -> CommandParser:
     )
     add("--seed", type=int, default=42, help="of the noise, 0 or more: the same seed gives the same frames again")
     add("--background", type=Literal["white", "black"], default="white", help="shown where the image is transparent")
-    add("--mode", type=Literal[0, 1], default=1, help="of MindSpore: 0 graph (compiles first), 1 PyNative")
+    add(
+        "--mode",
+        type=Optional[Literal[0, 1]],
+        default=None,
+        help="of MindSpore: 0 graph (compiles first), 1 PyNative; by default the faster one that memory allows",
+    )
     add(
         "--device_target",
         type=Literal["auto", "CPU", "Ascend"],
@@ -77,8 +82,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if readable:
         make_output_dir(flags.output_dir, "--output_dir")
         with memory_limit(), explain_out_of_memory(REMEDIES):
-            runtime = setup_runtime(flags.mode, flags.device_target)
+            runtime = setup_runtime(flags.mode or GRAPH_MODE, flags.device_target)
             pipeline = build_pipeline(flags)
+            if flags.mode is None:
+                runtime = set_mode(runtime, pipeline.preferred_mode)
             for image in readable:
                 with noted(image, failures):
                     path = animate(pipeline, image, flags, runtime)

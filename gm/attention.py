@@ -16,8 +16,8 @@ FLASH_DTYPES = (ms.float16, ms.bfloat16)
 class Attention(nn.Cell):
     """softmax(q kᵀ / √d) v, over batches of heads, without ever holding all scores at once.
 
-    On Ascend, in half precision, the fused operator is used. Elsewhere the product runs over blocks of heads and, if one
-    head's scores exceed the budget, of queries; softmax and its sum are in fp32.
+    On Ascend, in half precision, the fused operator is used. Elsewhere the product runs over blocks of heads and, if
+    one head's scores exceed the budget, of queries; softmax and its sum are in fp32.
 
     Args:
         scores_budget: bytes of the largest block of scores.

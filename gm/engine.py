@@ -75,6 +75,7 @@ class DiffusionEngine:
         with open_checkpoint(checkpoint) as source:
             compare_names(self.parameter_shapes(), source.info, what=f"the checkpoint {checkpoint}")
         self.network.attach(checkpoint, dtype, offload)
+        self.network.open().close()  # a LoRA that does not fit is refused before anything is loaded
         self.conditioner.attach(checkpoint, ms.float32, offload)
         self.first_stage.attach(checkpoint, ms.float32, offload)
 

@@ -44,9 +44,17 @@ def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto") -> Runtim
     return Runtime(device, mode)
 
 
+def set_mode(runtime: Runtime, mode: int) -> Runtime:
+    """Changes the mode for what runs from here on."""
+    import mindspore as ms
+
+    ms.set_context(mode=mode)
+    return runtime._replace(mode=mode)
+
+
 @contextmanager
 def eager() -> Iterator[None]:
-    """Operator by operator inside, whatever the mode outside: for networks that run once, where compiling costs more."""
+    """Operator by operator inside, whatever the mode outside: for networks that run too seldom to be compiled."""
     import mindspore as ms
 
     mode = ms.get_context("mode")

@@ -101,7 +101,7 @@ class EulerEDMSampler(EDMSampler):
 
 
 class HeunEDMSampler(EDMSampler):
-    """Second order: Euler, then the mean of both slopes (Karras et al. 2022, algorithm 1). Two evaluations a step."""
+    """Second order: Euler, then the mean of both slopes (Karras et al. 2022, algorithm 1): two evaluations a step."""
 
     def step(self, denoise: Denoise, x: Array, sigma: float, sigma_next: float, rng: np.random.Generator) -> Array:
         x, sigma = self.churn(x, sigma, rng)
@@ -121,7 +121,9 @@ class EulerAncestralSampler(Sampler):
         s_noise: standard deviation of what is added.
     """
 
-    def __init__(self, discretization, guider: Guider, num_steps: int = 25, eta: float = 1.0, s_noise: float = 1.0) -> None:
+    def __init__(
+        self, discretization, guider: Guider, num_steps: int = 25, eta: float = 1.0, s_noise: float = 1.0
+    ) -> None:
         super().__init__(discretization, guider, num_steps)
         self.eta, self.s_noise = eta, s_noise
 

@@ -9,6 +9,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.checkpoint import open_checkpoint
+from gm.tensor_source import TensorSource
 from gm.weights import load_weights, parameter_shapes
 
 Needed = Callable[[str], bool]
@@ -30,6 +31,7 @@ class Stage:
         self.dtype = ms.float32
         self.offload = False
         self.net: Optional[nn.Cell] = None
+        self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
 
     def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
         """Names the checkpoint file, the weights' type, and whether they are released after each use."""
@@ -44,11 +46,19 @@ class Stage:
         """Published name -> shape of every parameter."""
         return parameter_shapes(self.skeleton(), self.prefix)
 
+    def open(self) -> TensorSource:
+        """The checkpoint file, seen through the overlay.
+
+        Raises:
+            UserError: the file cannot be read, or the overlay does not fit it.
+        """
+        return self.overlay(open_checkpoint(self.path))
+
     def load(self) -> nn.Cell:
         """The network with its weights, loaded now or before."""
         if self.net is None:
             net = self.skeleton()
-            with open_checkpoint(self.path) as source:
+            with self.open() as source:
                 load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
             net.set_train(False)
             self.net = net
@@ -65,3 +75,7 @@ class Stage:
     def __exit__(self, *exc_info: object) -> None:
         if self.offload:
             self.release()
+
+
+def _as_it_is(source: TensorSource) -> TensorSource:
+    return source

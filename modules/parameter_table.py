@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Dict, Tuple, Union
 
-from gm.config import instantiate, load_config
+from gm.config import load_model
 
 
 def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dict[str, Tuple[int, ...]]:
     """Published name -> shape of every parameter of the model that a YAML file defines."""
-    return instantiate(load_config(config, flag=flag)["model"]).parameter_shapes()
+    return load_model(config, flag=flag).parameter_shapes()

@@ -1,6 +1,10 @@
 """Image to video: from a picture to frames, with every setting of the command line."""
 
+from __future__ import annotations
+
 import logging
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Literal, Optional, Tuple, Union
 
@@ -8,31 +12,18 @@ import numpy as np
 
 from data.image_reader import fit_image
 from gm.checkpoint import file_sha256
-from gm.config import instantiate, load_config
-from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
+from gm.config import load_model
 from gm.errors import UserError
-from gm.guider import ConstantGuider, LinearPredictionGuider, TrapezoidPredictionGuider, TrianglePredictionGuider
-from gm.sampler import DPMPP2MSampler, EulerAncestralSampler, EulerEDMSampler, HeunEDMSampler
+from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
+from modules.conditioning import conditioning_inputs
+from modules.sampling_choices import choose_sampler
 
 if TYPE_CHECKING:  # MindSpore is imported when a pipeline is built, so that --help and usage errors answer at once
     from gm.engine import DiffusionEngine
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 MAX_MOTION_BUCKET = 255
-
-SAMPLERS = {
-    "euler": EulerEDMSampler,
-    "heun": HeunEDMSampler,
-    "euler_ancestral": EulerAncestralSampler,
-    "dpmpp2m": DPMPP2MSampler,
-}
-SCHEDULES = {"karras": EDMDiscretization, "ays": AlignYourStepsDiscretization}
-GUIDERS = {
-    "linear": LinearPredictionGuider,
-    "constant": ConstantGuider,
-    "triangle": TrianglePredictionGuider,
-    "trapezoid": TrapezoidPredictionGuider,
-}
+GRAPH_MODE_MOST_PIXELS = 14 * 160 * 160  # of all frames; beyond it graph mode takes too much memory on CPU
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +55,8 @@ class SVDPipeline:
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
             (top, left) to 1 (bottom, right).
         offload: load each stage's weights when it starts and release them when it ends: less memory, more reading.
+        lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
+        lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
     """
 
     def __init__(
@@ -86,8 +79,10 @@ class SVDPipeline:
         width: Optional[int] = None,
         crop_offset: Tuple[float, float] = (0.5, 0.5),
         offload: bool = False,
+        lora: Optional[str] = None,
+        lora_scale: float = 1.0,
     ) -> None:
-        self.engine: "DiffusionEngine" = instantiate(load_config(config, flag="--SVD.config")["model"])
+        self.engine: DiffusionEngine = load_model(config, flag="--SVD.config")
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.height = self.engine.height if height is None else height
         self.width = self.engine.width if width is None else width
@@ -98,10 +93,14 @@ class SVDPipeline:
         self._check()
         if sampling_steps < 0:
             raise UserError(f"--SVD.sampling_steps={sampling_steps}: must be 0 (the YAML's) or more")
-        self._configure_sampler(sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
+        current = self.engine.sampler
+        self.engine.sampler = choose_sampler(current, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
         from gm.precision import amp_dtype
 
         dtype = amp_dtype(amp_level, _device())
+        self.lora, self.lora_scale = lora, lora_scale
+        if lora is not None:
+            self._overlay_lora()
         self.engine.attach(Path(checkpoint), dtype, offload)
         self.engine.load()
         self.checkpoint = Path(checkpoint)
@@ -137,9 +136,20 @@ class SVDPipeline:
         Returns:
             (b, t, height, width, 3), uint8.
         """
-        cond = self.engine.condition(self._batch(pixels, image_noise))
+        inputs = conditioning_inputs(pixels, image_noise, self.fps, self.motion_bucket_id, self.noise_aug_strength)
+        cond = self.engine.condition(inputs)
         latents = self.engine.sample(cond, noise, rng)
         return to_frames(self.engine.decode(latents, self.decode_chunk_size))
+
+    @property
+    def preferred_mode(self) -> int:
+        """The faster mode over a run that a machine's memory allows.
+
+        On CPU, graph mode saves more than it costs to compile, but keeps buffers for every operator: a large video
+        runs operator by operator, where the operators are so large that nothing else counts.
+        """
+        pixels = self.num_frames * self.height * self.width
+        return GRAPH_MODE if _device() == "Ascend" or pixels <= GRAPH_MODE_MOST_PIXELS else PYNATIVE_MODE
 
     @property
     def settings(self) -> Dict[str, Any]:
@@ -165,37 +175,16 @@ class SVDPipeline:
             "max_cfg": sampler.guider.max_scale,
             "dtype": str(self.engine.network.dtype).lower(),
             "crop_offset": list(self.crop_offset),
+            "lora": self.lora and Path(self.lora).name,
+            "lora_scale": self.lora_scale,
         }
 
-    def _batch(self, pixels: np.ndarray, image_noise: np.ndarray) -> Dict[str, np.ndarray]:
-        ones = np.ones(len(pixels), np.float32)
-        return {
-            "cond_frames_without_noise": pixels,
-            "cond_frames": pixels + np.float32(self.noise_aug_strength) * image_noise,
-            "fps_id": ones * (self.fps - 1),  # as in training: one less than the rate
-            "motion_bucket_id": ones * self.motion_bucket_id,
-            "cond_aug": ones * self.noise_aug_strength,
-        }
+    def _overlay_lora(self) -> None:
+        from gm.lora_file import MergedSource, read_lora
 
-    def _configure_sampler(self, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps) -> None:
-        """Replaces what the command line names; the rest stays the YAML's."""
-        current = self.engine.sampler
-        discretization, guide = current.discretization, current.guider
-        if schedule is not None:
-            discretization = _choose(SCHEDULES, schedule, "--SVD.schedule")(**_sigma_range(discretization, schedule))
-        if guider is not None or min_cfg is not None or max_cfg is not None:
-            kind = type(guide) if guider is None else _choose(GUIDERS, guider, "--SVD.guider")
-            high = guide.max_scale if max_cfg is None else max_cfg
-            if kind is ConstantGuider:
-                guide = kind(high, min_cfg)
-            else:
-                guide = kind(high, guide.min_scale if min_cfg is None else min_cfg)
-        kind = type(current) if sampler is None else _choose(SAMPLERS, sampler, "--SVD.sampler")
-        if kind is not type(current):
-            current = kind(discretization, guide, current.num_steps)
-        current.discretization, current.guider = discretization, guide
-        current.num_steps = sampling_steps or current.num_steps
-        self.engine.sampler = current
+        if not math.isfinite(self.lora_scale):
+            raise UserError(f"--SVD.lora_scale={self.lora_scale}: must be a finite number")
+        self.engine.network.overlay = partial(MergedSource, lora=read_lora(self.lora), scale=self.lora_scale)
 
     def _check(self) -> None:
         """Refuses what cannot work, and warns of what works badly."""
@@ -228,19 +217,6 @@ def to_frames(pixels: np.ndarray) -> np.ndarray:
     """(b, t, 3, h, w), range -1..1, clipped -> (b, t, h, w, 3), uint8."""
     unit = np.clip(pixels / 2 + 0.5, 0, 1)
     return np.rint(unit * 255).astype(np.uint8).transpose(0, 1, 3, 4, 2)
-
-
-def _sigma_range(discretization, schedule: str) -> Dict[str, float]:
-    """Karras sigmas keep the range of the YAML's, where it has one."""
-    if schedule == "karras" and isinstance(discretization, EDMDiscretization):
-        return {"sigma_min": discretization.sigma_min, "sigma_max": discretization.sigma_max, "rho": discretization.rho}
-    return {"sigma_max": 700.0} if schedule == "karras" else {}
-
-
-def _choose(table: Dict[str, Any], name: str, flag: str):
-    if name not in table:
-        raise UserError(f"{flag}={name}: choose one of {', '.join(table)}")
-    return table[name]
 
 
 def _device() -> str:

@@ -101,11 +101,7 @@ def has_no_place(name: str) -> bool:
     Those are: the encoder of the first stage (diffusers has one encoder, that of the conditioner, with `quant_conv`);
     the decoder of the conditioner's autoencoder, which only encodes; what is left of CLIP's text tower.
     """
-    return (
-        name.startswith(FIRST_STAGE_PREFIX + "encoder.")
-        or name.startswith(FIRST_STAGE_PREFIX + "quant_conv.")
-        or is_unused(name)
-    )
+    return name.startswith((FIRST_STAGE_PREFIX + "encoder.", FIRST_STAGE_PREFIX + "quant_conv.")) or is_unused(name)
 
 
 def is_unused(name: str) -> bool:

@@ -92,7 +92,7 @@ def test_a_seed_gives_the_same_frames_in_both_modes(peer, image):
 
 
 def test_offloading_changes_nothing(peer, image):
-    settings = dict(num_frames=3, sampling_steps=2)
+    settings = {"num_frames": 3, "sampling_steps": 2}
     kept = SVDPipeline(CONFIG, peer.checkpoint, **settings)
     offloaded = SVDPipeline(CONFIG, peer.checkpoint, offload=True, **settings)
     assert all(stage.net is None for stage in offloaded.engine.stages)
