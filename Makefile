@@ -3,14 +3,16 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 IMAGE ?= examples/mountain_path.jpg
+CHECKPOINT ?= svd.safetensors
+CONFIG ?= configs/svd.yaml
 
-.PHONY: setup setup-dev demo test test-slow lint bench clean
+.PHONY: setup setup-dev video test test-slow lint bench clean
 
 setup: $(VENV)/.run-time
 setup-dev: $(VENV)/.development
 
-demo: setup
-	$(BIN)/python image_to_video.py --image $(IMAGE)
+video: setup
+	$(BIN)/python image_to_video.py --SVD.config=$(CONFIG) --SVD.checkpoint=$(CHECKPOINT) --image=$(IMAGE)
 
 test: lint
 	$(BIN)/python -m pytest -q
@@ -22,7 +24,7 @@ lint: setup-dev
 	$(BIN)/ruff check
 
 bench: setup-dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/unet_step.py
 
 clean:
 	rm -rf output rank_0 kernel_meta .pytest_cache .ruff_cache

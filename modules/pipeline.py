@@ -101,6 +101,8 @@ class SVDPipeline:
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:
             self._overlay_lora()
+        if not Path(checkpoint).exists():
+            raise UserError(f"--SVD.checkpoint: there is no file {checkpoint}; name the weights (README, Weights)")
         self.engine.attach(Path(checkpoint), dtype, offload)
         self.engine.load()
         self.checkpoint = Path(checkpoint)

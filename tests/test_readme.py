@@ -45,4 +45,5 @@ def test_files_that_the_readme_names_exist():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\b(?:configs|examples|svd_tools|checkpoints|benchmarks)/[\w/]+\.\w+", text))
     assert {"configs/svd.yaml", "svd_tools/convert.py"} <= named
-    assert sorted(name for name in named if not (PROJECT / name).exists()) == []
+    missing = sorted(name for name in named if not (PROJECT / name).exists())
+    assert missing == ["checkpoints/svd_tiny.safetensors"]  # the README says that it does not come with the project yet
