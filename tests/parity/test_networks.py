@@ -47,7 +47,7 @@ def our_unet(engine, x, c_noise, context, numbers):
     return net(Tensor(x), Tensor(c_noise), Tensor(context), Tensor(vector), frames).asnumpy()
 
 
-SHAPES = [(1, 1, 8, 8), (1, 14, 8, 16), (1, 25, 8, 8), (2, 3, 16, 8)]
+SHAPES = [(1, 1, 8, 8), (1, 14, 8, 16), (1, 25, 8, 8), (2, 3, 16, 8)]  # batch, frames, latent height and width
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
