@@ -8,6 +8,7 @@ the time until the data are on the disk.
 """
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -35,21 +36,33 @@ HEADING = f"""# Conversion of the full-size checkpoint
 
 2446 tensors, 9.56 GB in fp32, {os.cpu_count()} cores. Every round trip was compared bit for bit. Times are of the whole
 command, the start of Python and the SHA-256 of source and output included, until the data are on the disk; `cp` is a
-copy of the same source made just before, likewise. Peak memory is the resident set with the pages of mapped files.
-`python benchmarks/convert.py --work_dir=DIR` measures again.
+copy of the same source made just before, likewise. CPU is the processor time of all threads (a copy takes 6 to 8 s of
+it): at a load above the number of cores the conversion waits for its share. Peak memory is the resident set with the
+pages of mapped files. `python benchmarks/convert.py --work_dir=DIR` measures again.
 
-| conversion | s | cp, s | ratio | peak, GB |
-|---|---|---|---|---|
+| conversion | s | cp, s | ratio | CPU, s | peak, GB | load |
+|---|---|---|---|---|---|---|
 """
 
 
 class Measurement(NamedTuple):
-    """One conversion: seconds, those of copying its source, and peak resident memory with the mapped files' pages."""
+    """One conversion.
+
+    Attributes:
+        what: from which layout to which.
+        seconds: that it took.
+        copy_seconds: that `cp` of its source took just before.
+        cpu_seconds: of processor time, all threads and the system's share.
+        peak_gb: peak resident memory, the pages of mapped files included.
+        load: the machine's load average while it ran.
+    """
 
     what: str
     seconds: float
     copy_seconds: float
+    cpu_seconds: float
     peak_gb: float
+    load: float
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -111,7 +124,8 @@ def measure(work: Path) -> List[Measurement]:
 def report_text(measurements: Sequence[Measurement]) -> str:
     """The table, in Markdown."""
     rows = [
-        f"| {m.what} | {m.seconds:.1f} | {m.copy_seconds:.1f} | {m.seconds / m.copy_seconds:.2f} | {m.peak_gb:.2f} |"
+        f"| {m.what} | {m.seconds:.1f} | {m.copy_seconds:.1f} | {m.seconds / m.copy_seconds:.2f} "
+        f"| {m.cpu_seconds:.1f} | {m.peak_gb:.2f} | {m.load:.1f} |"
         for m in measurements
     ]
     return HEADING + "\n".join(rows) + "\n"
@@ -122,8 +136,9 @@ def _convert(what: str, source: Path, out_dir: Path, *flags: str) -> Measurement
     copy_seconds, _ = _timed(["cp", "-r", str(source), str(copy)])
     shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
     command = [sys.executable, str(ROOT / "svd_tools" / "convert.py"), f"--pt_weights_file={source}"]
-    seconds, peak = _timed([*command, f"--config={CONFIG}", f"--out_dir={out_dir}", *flags])
-    return Measurement(what, seconds, copy_seconds, peak)
+    seconds, usage = _timed([*command, f"--config={CONFIG}", f"--out_dir={out_dir}", *flags])
+    cpu_seconds, peak_gb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+    return Measurement(what, seconds, copy_seconds, cpu_seconds, peak_gb, os.getloadavg()[0])
 
 
 def _pickle(source: Path, path: Path) -> None:
@@ -133,8 +148,8 @@ def _pickle(source: Path, path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(source), str(path)], check=True)
 
 
-def _timed(command: Sequence[str]) -> Tuple[float, float]:
-    """Seconds that a command takes until its data are on the disk, and its peak resident memory in GB."""
+def _timed(command: Sequence[str]) -> Tuple[float, resource.struct_rusage]:
+    """Seconds that a command takes until its data are on the disk, and what it used."""
     os.sync()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -142,7 +157,7 @@ def _timed(command: Sequence[str]) -> Tuple[float, float]:
     os.sync()
     if status:
         raise RuntimeError(f"{command} ended with status {status}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - start, usage
 
 
 def _compare(one: Path, other: Path) -> None:
