@@ -3,9 +3,10 @@
 import json
 import logging
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Sequence
+from typing import Any, Dict, Iterator, Literal, Optional, Sequence
 
 from jsonargparse import Namespace
 
@@ -39,6 +40,7 @@ REMEDIES = (
     "(--train.dataset.init_args.frames), smaller ones (--train.dataset.init_args.height, …width)"
 )
 DATASET = "data.video_dataset.VideoDataset"
+PACKAGES = ("gm", "data", "modules")
 LOG_NAME, LOG_FORMAT = "train.log", "%(asctime)s %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     flags = build_parser().parse_args(argv)
     chosen = read_options(flags)
-    logging.basicConfig(level=logging.DEBUG if chosen.environment.debug else logging.INFO, format=LOG_FORMAT)
+    logging.basicConfig(format=LOG_FORMAT)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.DEBUG if chosen.environment.debug else logging.INFO)
     folder = make_output_dir(chosen.run.output_dir, "--train.output_dir")
     with memory_limit(), explain_out_of_memory(REMEDIES):
         train(flags, chosen, folder)
@@ -98,14 +102,25 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     from modules.training import training_run
 
     communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)
-    if communicator.rank == 0:
-        handler = logging.FileHandler(folder / LOG_NAME, encoding="utf-8")
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
-        logging.getLogger().addHandler(handler)
-    with training_run(chosen, Path(flags.svd_config), runtime, communicator, resolved(flags)) as trainer:
+    svd_config, first = Path(flags.svd_config), communicator.rank == 0
+    log = log_file(folder / LOG_NAME) if first else nullcontext()
+    with log, training_run(chosen, svd_config, runtime, communicator, resolved(flags)) as trainer:
         trainer.run()
-        if communicator.rank == 0:
+        if first:
             sys.stdout.write(f"{trainer.checkpoints.newest()}\n")
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Adds the log's lines to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def resolved(flags: Namespace) -> Dict[str, Any]:

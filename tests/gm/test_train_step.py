@@ -138,7 +138,7 @@ def test_an_overflow_lowers_the_scale_and_loses_no_batch_unless_it_may(drop):
     net = random_unet(**SMALL)
     before = values(net.get_parameters())
     scale = Overflowing(2.0**66)
-    result = make_step(net, loss_scale=scale, drop_overflow_update=drop)([make_inputs()], LR)
+    result = make_step(net, loss_scale=scale, drop_overflow_update=drop)([make_inputs(t=1, size=4)], LR)
     assert result.updated is not drop and result.overflow is drop
     changed = any(before[p.name].tobytes() != p.asnumpy().tobytes() for p in net.get_parameters())
     assert changed is not drop

@@ -1,0 +1,155 @@
+"""train.py from its command line to what other programs read."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import image_to_video
+import train
+from gm.checkpoint import open_checkpoint
+from modules.unet3d import is_temporal
+from tests.e2e.training import (
+    MODEL,
+    Workplace,
+    changed_names,
+    checkpoints,
+    losses,
+    read,
+    same_tensors,
+    signal_at_step,
+)
+
+UNET = "model.diffusion_model."
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """Two epochs of four videos, a checkpoint every three steps."""
+    return place.train(place.folder / "undisturbed", "--train.checkpoint_every=3")
+
+
+def test_temporal_only_changes_exactly_the_temporal_tensors(place, undisturbed):
+    model = checkpoints(undisturbed)[-1] / "model.safetensors"
+    shapes = read(place.checkpoint)
+    temporal = {name for name in shapes if name.startswith(UNET) and is_temporal(name)}
+    assert changed_names(place.checkpoint, model) == temporal
+    state = read(model.with_name("state.safetensors"))
+    names = {name[len(UNET) :] for name in temporal}
+    assert state.keys() == {f"{kind}.{name}" for kind in ("weight", "adam_m", "adam_v", "average") for name in names}
+
+
+def test_the_run_s_folder_tells_what_happened(undisturbed):
+    assert [path.name for path in checkpoints(undisturbed)] == ["step_00000003", "step_00000006", "step_00000008"]
+    assert sorted(losses(undisturbed)) == list(range(1, 9)) and np.isfinite(list(losses(undisturbed).values())).all()
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    assert config["train"]["epochs"] == 2 and config["train"]["dataset"]["init_args"]["frames"] == 2
+    assert list((undisturbed / "tensorboard").iterdir())
+    log = (undisturbed / "train.log").read_text()
+    assert "training 179 tensors" in log and "ended at step 8 of 8" in log
+    first = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"lr", "grad_norm", "loss_scale", "skipped_updates", "samples_per_second", "memory_gb"} <= set(first)
+    assert first["epoch"] == 0.25 and first["lr"] == 5e-4
+
+
+def test_the_saved_configuration_is_one_to_train_with(place, undisturbed):
+    parser = train.build_parser()
+    again = parser.parse_args([f"--config={undisturbed / 'config.yaml'}"])
+    given = parser.parse_args(place.flags(undisturbed, "--train.checkpoint_every=3"))
+    assert train.resolved(again) == train.resolved(given)
+
+
+@pytest.mark.slow
+def test_the_result_is_sampled_with_as_it_is(place, undisturbed, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(image)
+    model = checkpoints(undisturbed)[-1] / "model.safetensors"
+    flags = [f"--SVD.config={MODEL}", f"--SVD.checkpoint={model}", f"--image={image}", f"--output_dir={tmp_path}"]
+    image_to_video.main([*flags, "--SVD.num_frames=2", "--SVD.sampling_steps=2", "--output_format=png"])
+    assert capsys.readouterr().out.strip().startswith(str(tmp_path))
+
+
+def test_killed_and_stopped_and_resumed_is_as_undisturbed(place, undisturbed):
+    """SIGTERM at some step saves and ends well; SIGKILL at another does neither; the rest is as if nothing had been."""
+    output = place.folder / "disturbed"
+    flags = ("--train.checkpoint_every=3", "--train.resume=auto")
+    assert signal_at_step(place.start(output, *flags), output, 2, signal.SIGTERM) == 0
+    stopped = json.loads((checkpoints(output)[-1] / "state.json").read_text())["step"]
+    assert 2 <= stopped < 8
+    assert signal_at_step(place.start(output, *flags), output, 5) in (-signal.SIGKILL, 0)
+    place.train(output, *flags)
+    assert losses(output) == losses(undisturbed)
+    for name in ("state.safetensors", "model.safetensors"):
+        assert same_tensors(checkpoints(output)[-1] / name, checkpoints(undisturbed)[-1] / name)
+
+
+def test_a_run_may_be_prolonged_in_another_folder(place, undisturbed):
+    source = checkpoints(undisturbed)[-1]
+    output = place.train(place.folder / "prolonged", f"--train.resume={source}", "--train.max_steps=9", epochs=3)
+    assert list(losses(output)) == [9]
+
+
+def test_a_finished_run_resumed_has_nothing_to_do(place, undisturbed):
+    before = (checkpoints(undisturbed)[-1] / "state.json").stat().st_mtime_ns
+    place.train(undisturbed, "--train.checkpoint_every=3", "--train.resume=auto")
+    assert (checkpoints(undisturbed)[-1] / "state.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_accumulated_batches_see_the_clips_of_one_large_batch(place):
+    large = place.train(place.folder / "large", "--train.dataloader.batch_size=4", epochs=1)
+    flags = ("--train.dataloader.batch_size=2", "--train.settings.gradient_accumulation_steps=2")
+    small = place.train(place.folder / "small", *flags, epochs=1)
+    assert losses(small)[1] == pytest.approx(losses(large)[1], rel=1e-5)
+
+
+def test_lora_is_saved_alone(place):
+    output = place.train(place.folder / "lora", "--train.lora.rank=2", "--train.max_steps=2")
+    folder = checkpoints(output)[-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["lora.safetensors", "state.json", "state.safetensors"]
+    with open_checkpoint(folder / "lora.safetensors") as source:
+        assert source.metadata["rank"] == "2" and source.metadata["targets"] == "temporal"
+        assert all(".time_stack." in name for name in source.info)
+        assert any(np.abs(source.read(name)).max() > 0 for name in source.info if ".lora_B." in name)
+
+
+def test_encoded_clips_train_without_encoders(place, monkeypatch):
+    cache = f"--train.latent_cache.folder={place.folder / 'cache'}"
+    first = place.train(place.folder / "cached", cache, "--train.latent_cache.draws=2", epochs=1)
+    monkeypatch.setattr("gm.stage.Stage.__enter__", None)  # no stage may be loaded for a batch now
+    again = place.train(place.folder / "cached_again", cache, "--train.latent_cache.draws=2", epochs=1)
+    assert losses(first) == losses(again) and len(losses(first)) == 4
+
+
+def test_from_random_weights_single_frames_first(place):
+    flags = ("--train.pretrained=", "--train.temporal_only=False", "--train.dataset.init_args.frames=1")
+    output = place.train(place.folder / "scratch", *flags, "--train.max_steps=2", "--train.ema_decay=0")
+    changed = changed_names(output / "initial.safetensors", checkpoints(output)[-1] / "model.safetensors")
+    assert all(name.startswith(UNET) for name in changed) and len(changed) > 10
+    state = read(checkpoints(output)[-1] / "state.safetensors")
+    assert not any(name.startswith("average.") for name in state)
+    other = place.train(place.folder / "scratch2", *flags, "--train.max_steps=1", "--train.ema_decay=0")
+    assert same_tensors(output / "initial.safetensors", other / "initial.safetensors")
+    assert losses(other)[1] == losses(output)[1]
+
+
+def test_validation_videos_are_made_while_training(place, undisturbed):
+    flags = ("--train.validation.every=1", f"--train.validation.images={place.folder / 'image.png'}")
+    Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(place.folder / "image.png")
+    output = place.train(
+        place.folder / "validated", *flags, "--train.validation.sampling_steps=1", "--train.max_steps=2"
+    )
+    assert sorted(path.name for path in (output / "validation").iterdir()) == [
+        "image_seed42_step00000001.mp4",
+        "image_seed42_step00000002.mp4",
+    ]
+    want = losses(undisturbed)
+    assert losses(output) == {step: want[step] for step in (1, 2)}  # validation changes nothing
