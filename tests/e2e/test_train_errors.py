@@ -73,15 +73,17 @@ def test_a_flag_that_cannot_be_used(place, tmp_path, flags, line):
         ("path,length,motion_bucket_id\n0.mp4,many,3\n", "many"),
         ("path,length,motion_bucket_id\n0.mp4,12,256\n", "256"),
         ("path,length,motion_bucket_id\n9.mp4,12,3\n", "9.mp4"),
-        ("path,length,motion_bucket_id\n", "row"),
+        ("path,length,motion_bucket_id\n", "holds no video below its header"),
         ("path,length,motion_bucket_id\n0.mp4,3,3\n", "no usable row"),
     ],
 )
 def test_a_csv_that_cannot_be_used(place, tmp_path, csv, line):
     metadata = tmp_path / "videos.csv"
     metadata.write_text(csv)
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=line) as caught:
         place.train(tmp_path / "run", f"{CLIPS}metadata={metadata}")
+    assert str(metadata) in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").glob("*.safetensors")) and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_keys_of_the_yaml_file_are_checked_as_flags_are(place, tmp_path):
@@ -104,7 +106,9 @@ def test_the_exit_code_is_2_with_one_line(place, tmp_path):
     process = place.start(tmp_path / "run", f"{CLIPS}frames=100")
     out, error = process.communicate()
     assert process.returncode == 2 and not out
-    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    *log, line = error.splitlines()
+    assert line.startswith("error: --train.dataset.init_args.frames: no usable row") and len(log) <= 1
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "train.log"]
 
 
 def test_msrun_without_the_flag_is_refused(place, tmp_path):
