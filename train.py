@@ -29,6 +29,7 @@ GROUPS = {
     "train.sigma": options.SigmaOptions,
     "train.cond_aug": options.CondAugOptions,
     "train.dropout": options.DropoutOptions,
+    "train.autoencoder": options.AutoencoderOptions,
     "train.lora": options.LoRAOptions,
     "train.latent_cache": options.LatentCacheOptions,
     "train.validation": options.ValidationOptions,

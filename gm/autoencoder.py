@@ -5,12 +5,13 @@ from typing import Callable, List, Optional, Sequence
 from mindspore import Tensor, nn, ops
 
 from gm.attention import Attention
-from gm.layers import Conv2d, GroupNorm, SiLU
+from gm.layers import Conv2d, GroupNorm, SiLU, set_identity
 from gm.tokens import from_tokens, to_tokens
 from gm.upsampling import double_size
 
 EPS = 1e-6  # of every GroupNorm of the autoencoder
 CHANNEL_MULT = (1, 2, 4, 4)
+DOWNSAMPLING = 8  # of a latent, in both directions
 
 
 class ResnetBlock(nn.Cell):
@@ -225,6 +226,8 @@ class AutoencodingEngine(nn.Cell):
 class AutoencoderKL(AutoencodingEngine):
     """Stable Diffusion's autoencoder: with `quant_conv` after the encoder and `post_quant_conv` before the decoder.
 
+    Without a checkpoint `post_quant_conv` starts as the identity, so that a decoder without it reads the same latents.
+
     Args:
         embed_dim: channels of the latent.
     """
@@ -233,6 +236,7 @@ class AutoencoderKL(AutoencodingEngine):
         super().__init__(encoder, decoder)
         self.quant_conv = Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = Conv2d(embed_dim, z_channels, 1)
+        set_identity(self.post_quant_conv)
 
     def moments(self, x: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(x))

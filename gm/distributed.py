@@ -14,7 +14,6 @@ MSRUN_WORKERS = "MS_WORKER_NUM"  # set by msrun for the processes that it starts
 START = "msrun --worker_num=N --local_worker_num=N train.py … --environment.distributed=True"
 
 
-
 class Communicator(NamedTuple):
     """This process's place among those that train together."""
 
@@ -78,5 +77,3 @@ def parallel_options(world_size: int, shard_optimizer: bool) -> dict:
         "parameter_broadcast": False,
         "enable_parallel_optimizer": shard_optimizer,
     }
-
-

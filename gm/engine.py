@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
+from gm.autoencoder import DOWNSAMPLING
 from gm.checkpoint import open_checkpoint
 from gm.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
@@ -57,6 +58,11 @@ class DiffusionEngine:
     @property
     def stages(self) -> Tuple[Stage, Stage, Stage]:
         return self.network, self.conditioner, self.first_stage
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> Tuple[int, int, int, int]:
+        """(t, z, h, w) of a clip's latents, for its size in pixels."""
+        channels = self.first_stage.shapes()["first_stage_model.decoder.conv_in.weight"][1]
+        return num_frames, channels, height // DOWNSAMPLING, width // DOWNSAMPLING
 
     def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Published name -> shape of every parameter of the whole model."""

@@ -66,12 +66,12 @@ class FrozenEncoders:
             "motion_bucket_id": batch["motion_bucket_id"],
             "cond_aug": cond_aug,
         }
-        conditioner = self.stage.load()
-        cond = conditioner.condition(inputs)
-        return EncodedBatch(self._latents(conditioner, frames), cond)
+        cond = self.stage.load().condition(inputs)
+        return EncodedBatch(self.latents(frames), cond)
 
-    def _latents(self, conditioner: GeneralConditioner, frames: np.ndarray) -> np.ndarray:
+    def latents(self, frames: np.ndarray) -> np.ndarray:
         """The mode of the autoencoder's posterior: (b, t, 3, H, W) -> (b, t, 4, h, w), scaled."""
+        conditioner = self.stage.load()
         b, t = frames.shape[:2]
         pictures = frames.reshape(b * t, *frames.shape[2:])
         skip = [key for key in conditioner.input_keys if key != NOISED_FRAME]

@@ -8,6 +8,7 @@ import math
 from typing import Optional, Sequence, Tuple, Union
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
@@ -104,6 +105,15 @@ class TemporalConv(nn.Cell):
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
         y = self.conv(x, weight)
         return self.bias_add(y, self.bias.astype(y.dtype))
+
+
+def set_identity(conv: nn.Cell) -> None:
+    """Makes a convolution of as many channels in as out, of any odd kernel, start as the identity."""
+    weight = np.zeros(conv.weight.shape, np.float32)
+    channels = np.arange(weight.shape[0])
+    weight[(channels, channels, *(size // 2 for size in weight.shape[2:]))] = 1.0
+    conv.weight = Parameter(Tensor(weight))
+    conv.bias = Parameter(Tensor(np.zeros(weight.shape[:1], np.float32)))
 
 
 class GroupNorm(nn.Cell):

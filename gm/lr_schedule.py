@@ -23,9 +23,7 @@ class LearningRate:
         UserError: an unknown name, or a value out of its range.
     """
 
-    def __init__(
-        self, name: str, lr: float, end_lr: float, warmup_steps: int, power: float, total_steps: int
-    ) -> None:
+    def __init__(self, name: str, lr: float, end_lr: float, warmup_steps: int, power: float, total_steps: int) -> None:
         if name not in NAMES:
             raise UserError(f"{FLAG}name: {name!r} is none of {', '.join(NAMES)}")
         if not 0 < lr < math.inf:

@@ -4,15 +4,17 @@ The loss λ(σ)·|D(z0 + σ n; σ) - z0|² with D = c_skip·x + c_out·F is λ c
 of F is computed here, in double precision, where the difference does not lose its digits at small σ.
 """
 
-from typing import NamedTuple, Sequence
+from typing import List, NamedTuple, Sequence
 
 import numpy as np
+from mindspore import Tensor
 
 from gm.conditioner import Conditioning
 from gm.conditioning_dropout import ConditioningDropout
 from gm.denoiser import VScalingWithEDMcNoise
 from gm.noise_levels import LogNormal
 from gm.random_streams import DROPOUT, NOISE, SIGMA, SampleRandom
+from gm.sigma_buckets import bucket_sums
 
 
 class TrainInputs(NamedTuple):
@@ -25,6 +27,14 @@ class TrainInputs(NamedTuple):
     target: np.ndarray  # (b·t, 4, h, w), of the network's raw output F
     weight: np.ndarray  # (b,), λ(σ)·c_out(σ)²
     sigma: np.ndarray  # (b,)
+
+    def tensors(self) -> List[Tensor]:
+        """What :class:`gm.loss.DiffusionLoss` takes: all but σ itself."""
+        return [Tensor(array) for array in self[:-1]]
+
+    def loss_sums(self, losses: np.ndarray) -> np.ndarray:
+        """Sums and numbers of the clips' losses (b,) by σ, see :mod:`gm.sigma_buckets`."""
+        return bucket_sums(self.sigma, losses)
 
 
 def edm_weight(sigma: np.ndarray) -> np.ndarray:

@@ -24,7 +24,13 @@ def bucket_sums(sigma: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def mean_losses(sums: np.ndarray) -> Dict[str, float]:
-    """The overall mean as `loss`, and `loss_sigma/LOW-HIGH` of every bucket that has a clip."""
+    """The overall mean as `loss`, and `loss_sigma/LOW-HIGH` of every bucket that has a clip.
+
+    Args:
+        sums: (2, buckets), or (2, 1) of a loss that knows no σ.
+    """
     means = {"loss": float(sums[0].sum() / sums[1].sum())}
+    if sums.shape[1] == 1:
+        return means
     means.update({name: float(s / n) for name, s, n in zip(NAMES, *sums) if n})
     return means

@@ -37,6 +37,13 @@ class Stage:
         """Names the checkpoint file, the weights' type, and whether they are released after each use."""
         self.path, self.dtype, self.offload = path, dtype, offload
 
+    def whole(self) -> "Stage":
+        """The same part of the same file, with all of its parameters, to be loaded for itself and kept."""
+        stage = Stage(self.build, self.prefix, self.title)
+        stage.attach(self.path, self.dtype)
+        stage.overlay = self.overlay
+        return stage
+
     def skeleton(self) -> nn.Cell:
         """The network without values in its parameters."""
         with no_init_parameters():

@@ -5,7 +5,7 @@ loss scale) is decided on the host, the same way in graph and PyNative mode.
 """
 
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -13,11 +13,9 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.distributed import Communicator
 from gm.ema import WeightAverage
-from gm.loss import DiffusionLoss
 from gm.loss_scale import LossScale
-from gm.objective import TrainInputs
 from gm.optim import AdamW
-from gm.sigma_buckets import bucket_sums
+from gm.recipes import Inputs
 
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 
@@ -39,28 +37,37 @@ class Gradients(nn.Cell):
     """Forward and backward through the network, for the trained parameters only.
 
     Args:
-        loss: the network with its loss.
+        loss: the network with its loss, as :class:`gm.loss.DiffusionLoss`.
         parameters: what is trained; nothing is computed or kept for the others.
     """
 
-    def __init__(self, loss: DiffusionLoss, parameters: Sequence[Parameter]) -> None:
+    def __init__(self, loss: nn.Cell, parameters: Sequence[Parameter]) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = ms.value_and_grad(loss, None, weights=ms.ParameterTuple(parameters), has_aux=True)
-        self.map = ops.HyperMap()
 
-    def construct(self, x, c_noise, crossattn, vector, target, weight, loss_scale, sums):
-        """For the inputs see :class:`gm.loss.DiffusionLoss`.
+    def construct(self, *inputs):
+        """Loss and gradients.
 
         Args:
-            sums: what the gradients are added to, one tensor for each parameter; () for nothing.
+            inputs: what the loss takes, the loss scale last.
 
         Returns:
             The clips' losses (b,), and a tuple of gradients.
         """
-        (_, clip_losses), gradients = self.gradients(x, c_noise, crossattn, vector, target, weight, loss_scale)
-        if len(sums) > 0:
-            gradients = self.map(_add, sums, gradients)
+        (_, clip_losses), gradients = self.gradients(*inputs)
         return clip_losses, gradients
+
+
+class Accumulation(nn.Cell):
+    """Adds a batch's gradients to those of the batches before it."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, sums, gradients):
+        """Two tuples of gradients -> the tuple of their sums."""
+        return self.map(_add, sums, gradients)
 
 
 class Reduction(nn.Cell):
@@ -109,7 +116,7 @@ class TrainStep:
 
     def __init__(
         self,
-        loss: DiffusionLoss,
+        loss: nn.Cell,
         parameters: Sequence[Parameter],
         optimizer: AdamW,
         average: Optional[WeightAverage],
@@ -124,10 +131,10 @@ class TrainStep:
         self.updates = 0
         self.batches = batches
         self._gradients = Gradients(loss, parameters)
-        self._shapes = [parameter.shape for parameter in parameters]
+        self._accumulate = Accumulation()
         self._reduce = Reduction(communicator.reducer(parameters))
 
-    def __call__(self, batches: Sequence[TrainInputs], lr: float) -> StepResult:
+    def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
         while True:
             gradients, result = self._mean_gradients(batches)
@@ -137,23 +144,20 @@ class TrainStep:
             if self.drop_overflow_update or not result.overflow:
                 return result
 
-    def _mean_gradients(self, batches: Sequence[TrainInputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
+    def _mean_gradients(self, batches: Sequence[Inputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
         """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""
-        sums, gradients = 0.0, self._nothing()
+        loss_sums, total = 0.0, None
         loss_scale = Tensor(self.loss_scale.value, ms.float32)
         for batch in batches:
-            clip_losses, gradients = self._gradients(*_tensors(batch), loss_scale, ms.mutable(gradients))
-            sums = sums + bucket_sums(batch.sigma, clip_losses.asnumpy().astype(np.float64))
-        gradients, square_sums = self._reduce(ms.mutable(gradients))
-        sums = self.communicator.sum(sums)
+            clip_losses, gradients = self._gradients(*batch.tensors(), loss_scale)
+            total = gradients if total is None else self._accumulate(ms.mutable(total), ms.mutable(gradients))
+            loss_sums = loss_sums + batch.loss_sums(clip_losses.asnumpy().astype(np.float64))
+        gradients, square_sums = self._reduce(ms.mutable(total))
+        loss_sums = self.communicator.sum(loss_sums)
         norm = math.sqrt(square_sums.asnumpy().astype(np.float64).sum()) * self._unscale
-        loss_finite = bool(np.isfinite(sums).all())
+        loss_finite = bool(np.isfinite(loss_sums).all())
         finite = loss_finite and math.isfinite(norm)
-        return gradients, StepResult(sums, norm, finite, loss_finite and not finite and self.loss_scale.can_shrink)
-
-    def _nothing(self) -> Tuple[Tensor, ...]:
-        """What gradients of several batches are added to first."""
-        return tuple(ops.zeros(shape, ms.float32) for shape in self._shapes) if self.batches > 1 else ()
+        return gradients, StepResult(loss_sums, norm, finite, loss_finite and not finite and self.loss_scale.can_shrink)
 
     @property
     def _unscale(self) -> float:
@@ -167,8 +171,3 @@ class TrainStep:
         if self.average is not None:
             self.average(self.average.rate(self.updates))
         self.updates += 1
-
-
-def _tensors(batch: TrainInputs) -> List[Tensor]:
-    """What the loss takes of a batch: all but σ itself."""
-    return [Tensor(array) for array in batch[:-1]]

@@ -13,11 +13,10 @@ from gm.callbacks_base import Callback
 from gm.checkpoint_folder import CheckpointFolder
 from gm.engine import DiffusionEngine
 from gm.errors import UserError
-from gm.frozen_encoders import FrozenEncoders
 from gm.lr_schedule import LearningRate
 from gm.memory_use import peak_memory_gb
-from gm.objective import Objective, TrainInputs
 from gm.random_streams import SampleRandom
+from gm.recipes import Inputs, Recipe
 from gm.sigma_buckets import mean_losses
 from gm.stop_signal import StopSignal
 from gm.train_step import StepResult, TrainStep
@@ -44,14 +43,6 @@ class Plan(NamedTuple):
     max_nonfinite: int  # steps in a row without a finite loss and gradient, after which the run stops
 
 
-class Recipe(NamedTuple):
-    """How a batch becomes what the network is trained with."""
-
-    encoders: FrozenEncoders
-    objective: Objective
-    seed: int
-
-
 class Trainer:
     """Trains until the last step or a signal; a :class:`gm.callbacks_base.TrainerView`.
 
@@ -60,6 +51,7 @@ class Trainer:
         parameters: what is trained, by its name in the network.
         engine: its network stage holds the network.
         recipe: from batches to inputs.
+        seed: of what it draws.
         batches: the data.
         schedule: the learning rate of every step.
         plan: when what happens.
@@ -75,6 +67,7 @@ class Trainer:
         parameters: Mapping[str, Parameter],
         engine: DiffusionEngine,
         recipe: Recipe,
+        seed: int,
         batches: Batches,
         schedule: LearningRate,
         plan: Plan,
@@ -84,7 +77,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.train_step, self.parameters, self.engine = train_step, dict(parameters), engine
-        self.recipe, self.batches, self.schedule, self.plan = recipe, batches, schedule, plan
+        self.recipe, self.seed, self.batches, self.schedule, self.plan = recipe, seed, batches, schedule, plan
         self.checkpoints, self.writer, self.identity = checkpoints, writer, dict(identity)
         self.callbacks = tuple(callbacks)
         self.communicator = train_step.communicator
@@ -148,7 +141,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_validation(self.step, self)
 
-    def _inputs(self) -> Iterator[TrainInputs]:
+    def _inputs(self) -> Iterator[Inputs]:
         """What the network sees, from the present step on, without end."""
         number = self.step * self.train_step.batches
         rank, world_size = self.communicator.rank, self.communicator.world_size
@@ -156,9 +149,7 @@ class Trainer:
             epoch, in_epoch = divmod(number, self.batches.per_epoch)
             place = (in_epoch * world_size + rank) * self.batches.size
             count = len(batch["fps_id"])
-            randoms = [SampleRandom(self.recipe.seed, epoch, place + index) for index in range(count)]
-            encoded = self.recipe.encoders(batch, randoms)
-            yield self.recipe.objective(encoded.latents, encoded.cond, randoms)
+            yield self.recipe(batch, [SampleRandom(self.seed, epoch, place + index) for index in range(count)])
             number += 1
 
     def _stop_wanted(self, stop: StopSignal) -> bool:

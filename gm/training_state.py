@@ -1,8 +1,8 @@
 """A checkpoint: the weights for users, and all that a run needs to go on as if it had not been interrupted.
 
-    model.safetensors (or lora.safetensors)  the trained weights, averaged if there is an average, for other programs
-    state.safetensors                        weight.NAME, adam_m.NAME, adam_v.NAME and average.NAME of what is trained
-    state.json                               the position in the run, the loss scale, and what the run is
+model.safetensors (or lora.safetensors)  the trained weights, averaged if there is an average, for other programs
+state.safetensors                        weight.NAME, adam_m.NAME, adam_v.NAME and average.NAME of what is trained
+state.json                               the position in the run, the loss scale, and what the run is
 """
 
 import json
@@ -27,7 +27,6 @@ TENSORS, NUMBERS = "state.safetensors", "state.json"
 FORMAT = 1  # raised when the files change their meaning
 WEIGHT = "weight"
 FP32_BYTES = 4
-
 
 
 def write_checkpoint(

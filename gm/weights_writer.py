@@ -41,12 +41,15 @@ class FullModelWriter:
     Args:
         base: the checkpoint that training started from.
         prefix: of the trained network's names in the file.
+        copies: names in the file that take the values of others, trained ones, which may stand for several networks.
     """
 
     file_name = "model.safetensors"
 
-    def __init__(self, base: Path, prefix: str = "model.diffusion_model.") -> None:
-        self.source, self.prefix = open_checkpoint(base), prefix
+    def __init__(
+        self, base: Path, prefix: str = "model.diffusion_model.", copies: Optional[Mapping[str, str]] = None
+    ) -> None:
+        self.source, self.prefix, self.copies = open_checkpoint(base), prefix, dict(copies or {})
 
     def num_bytes(self, shapes: Mapping[str, Shape]) -> int:
         """See :class:`WeightsWriter`."""
@@ -56,6 +59,7 @@ class FullModelWriter:
         """See :class:`WeightsWriter`; other tensors pass through memory one at a time."""
         path = folder / self.file_name
         trained = {self.prefix + name: value for name, value in values.items()}
+        trained.update({copy: trained[name] for copy, name in self.copies.items()})
         shapes = {name: self.source.info[self.prefix + name].shape for name in values}
         last: List[Optional[str]] = [None]
 
@@ -72,4 +76,5 @@ class FullModelWriter:
 
     def _info(self, shapes: Mapping[str, Shape]) -> Dict[str, TensorInfo]:
         trained = {self.prefix + name: TensorInfo("F32", tuple(shape)) for name, shape in shapes.items()}
+        trained.update({copy: trained[name] for copy, name in self.copies.items()})
         return {name: trained.get(name, stored) for name, stored in self.source.info.items()}

@@ -3,7 +3,8 @@
 import numpy as np
 from mindspore import Tensor, nn
 
-from gm.autoencoder import AutoencodingEngine
+from gm.autoencoder import AutoencoderKL, AutoencodingEngine
+from gm.conditioner import GeneralConditioner
 from gm.embedders import FrozenOpenCLIPImageEmbedder
 
 
@@ -45,3 +46,8 @@ class VideoPredictionEmbedderWithEncoder(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """(b, 3, H, W), range -1..1 -> (b, 4, H/8, W/8), to be concatenated to the UNet's input."""
         return self.encoder.encode(x)
+
+
+def image_autoencoder(conditioner: GeneralConditioner) -> AutoencoderKL:
+    """The autoencoder among the embedders."""
+    return next(embedder.encoder for embedder in conditioner.embedders if hasattr(embedder, "encoder"))

@@ -121,7 +121,7 @@ class SVDPipeline:
         rng = np.random.default_rng(seed)
         pixels = to_pixels(fit_image(image, self.height, self.width, self.crop_offset))
         image_noise = rng.standard_normal(pixels.shape, np.float32)
-        shape = (1, self.num_frames, 4, self.height // 8, self.width // 8)
+        shape = (1, *self.engine.latent_shape(self.num_frames, self.height, self.width))
         return self.animate(pixels, image_noise, rng.standard_normal(shape, np.float32), rng)[0]
 
     def animate(

@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Sequence
 from gm.files import PathLike
 from modules.train_options import TrainingOptions
 
-SAMPLES, SAMPLE_BYTES = 256, 4096  # of a weights file, for its fingerprint
+SAMPLES, SAMPLE_BYTES = 1024, 1 << 16  # of a weights file, for its fingerprint; up to 64 MiB it is read whole
 NOT_OF_IDENTITY = ("data_dir", "metadata", "max_broken_share")  # a data set may move
 
 
@@ -39,6 +39,7 @@ def run_identity(
     folder = cache.pop("folder")
     identity = {
         "--svd_config": _digest(network),
+        "--train.stage": options.run.stage,
         "--train.pretrained": file_fingerprint(weights),
         "--train.dataset.init_args.metadata": _digest([list(row) for row in rows]),
         "--train.latent_cache.folder": cache if folder else None,
@@ -51,7 +52,7 @@ def run_identity(
         "--train.temporal_only": options.run.temporal_only,
         **_flags("--train.dataset.init_args.", dataset),
     }
-    for group in ("scheduler", "optimizer", "settings", "sigma", "cond_aug", "dropout", "lora"):
+    for group in ("scheduler", "optimizer", "settings", "sigma", "cond_aug", "dropout", "autoencoder", "lora"):
         identity.update(_flags(f"--train.{group}.", asdict(getattr(options, group))))
     if amp == "O2":
         identity.update(_flags("--LossScale.", asdict(options.loss_scale)))

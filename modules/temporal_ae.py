@@ -5,7 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import initializer
 
 from gm.autoencoder import Decoder, ResnetBlock
-from gm.layers import Conv2d, TemporalConv
+from gm.layers import Conv2d, TemporalConv, set_identity
 from modules.layout import channels_first, frames_first
 from modules.resblock import TemporalResidual
 
@@ -32,11 +32,12 @@ class VideoResnetBlock(ResnetBlock):
 
 
 class VideoConvOut(Conv2d):
-    """The last convolution: 3x3 in space, then (3, 1, 1) over time."""
+    """The last convolution: 3x3 in space, then (3, 1, 1) over time, which starts as the identity."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
         self.time_mix_conv = TemporalConv(out_channels, out_channels)
+        set_identity(self.time_mix_conv)
 
     def over_frames(self, x: Tensor, num_frames: int) -> Tensor:
         x = self.construct(x)

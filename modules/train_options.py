@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Optional, Tuple
 
 from gm.errors import UserError
+from modules.objective_options import AutoencoderOptions, CondAugOptions, DropoutOptions, SigmaOptions
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 
@@ -36,9 +37,11 @@ class RunOptions:
     """What is trained from what, for how long.
 
     Args:
+        stage: what is trained: the UNet; the image autoencoder from scratch, whose results the temporal decoder starts
+            from; or the temporal decoder.
         epochs: passes over the videos; each gives one clip of every video.
         max_steps: updates after which to stop even if epochs are left.
-        temporal_only: train the temporal layers only; False trains the whole UNet.
+        temporal_only: train the temporal layers only; False trains the whole network of the stage.
         pretrained: the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this
             program wrote. Empty starts from random weights.
         output_dir: folder of the run: checkpoints, log, curves, validation videos.
@@ -56,6 +59,7 @@ class RunOptions:
         sink_size: the reference toolkit's; -1 only.
     """
 
+    stage: Literal["unet", "autoencoder", "decoder"] = "unet"
     epochs: int = 100
     max_steps: Optional[int] = None
     temporal_only: bool = True
@@ -159,47 +163,6 @@ class SettingsOptions:
 
 
 @dataclass
-class SigmaOptions:
-    """The noise levels that are trained: ln σ ~ N(P_mean, P_std²), one σ per clip.
-
-    Args:
-        P_mean: 1.0 for 576x1024, 0.7 for 320x576; lower for smaller frames.
-        P_std: 1.6.
-    """
-
-    P_mean: float = 1.0
-    P_std: float = 1.6
-
-
-@dataclass
-class CondAugOptions:
-    """The noise of the conditioning frame: ln cond_aug ~ N(mean, std²), one value per clip.
-
-    Args:
-        mean: of the logarithm.
-        std: of the logarithm.
-    """
-
-    mean: float = -3.0
-    std: float = 0.5
-
-
-@dataclass
-class DropoutOptions:
-    """How often a clip is trained without its picture, for classifier-free guidance.
-
-    Args:
-        both: probability that CLIP token and latent are dropped.
-        token: that only the CLIP token is.
-        latent: that only the latent is.
-    """
-
-    both: float = 0.1
-    token: float = 0.05
-    latent: float = 0.05
-
-
-@dataclass
 class LoRAOptions:
     """Low-rank adaptation in place of training the layers themselves.
 
@@ -290,6 +253,7 @@ class TrainingOptions:
     sigma: SigmaOptions
     cond_aug: CondAugOptions
     dropout: DropoutOptions
+    autoencoder: AutoencoderOptions
     lora: LoRAOptions
     latent_cache: LatentCacheOptions
     validation: ValidationOptions
@@ -299,13 +263,14 @@ class TrainingOptions:
         """Raises a UserError for what can be told from the options alone."""
         if self.environment.seed < 0:
             raise UserError(f"--environment.seed is {self.environment.seed}; it is 0 or more")
-        for options in (self.run, self.settings, self.validation):
+        for options in (self.run, self.settings, self.autoencoder, self.validation):
             options.check()
         if not self.run.pretrained and (self.run.temporal_only or self.lora.rank):
             raise UserError(
                 "--train.pretrained is empty: random layers would stay frozen; name a checkpoint, or train all with "
                 "--train.temporal_only=False and without a LoRA"
             )
+        self._check_stage()
         for name in ("height", "width"):
             size = self.dataset[name]
             if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
@@ -314,7 +279,28 @@ class TrainingOptions:
                     f"--train.dataset.init_args.{name} is {size}; it is a multiple of {SIZE_MULTIPLE}, such as {near}"
                 )
 
+    def _check_stage(self) -> None:
+        """Raises a UserError for options that the stage has no use for."""
+        if self.run.stage == "unet":
+            return
+        useless = {
+            "--train.lora.rank": self.lora.rank,
+            "--train.latent_cache.folder": self.latent_cache.folder,
+            "--train.validation.every": self.validation.every,
+            "--train.temporal_only": self.run.temporal_only and self.run.stage == "autoencoder",
+            "--train.recompute": self.run.recompute,
+            "--train.amp_level=O2": self.run.amp_level == "O2",
+        }
+        for flag, value in useless.items():
+            if value:
+                raise UserError(f"{flag} is not for --train.stage={self.run.stage}; leave it off")
+
 
 def _at_least(flag: str, value: int, lowest: int) -> None:
     if value < lowest:
         raise UserError(f"{flag} is {value}; it is {lowest} or more")
+
+
+def pick(options: Any) -> Dict[str, Any]:
+    """A group of options as arguments."""
+    return dict(vars(options))

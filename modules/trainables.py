@@ -58,6 +58,34 @@ def choose_trainables(stage: Stage, temporal_only: bool, lora: LoRAOptions, seed
     return Trainables(parameters, writer)
 
 
+def train_autoencoder(conditioner: Stage, first_stage: Stage) -> Trainables:
+    """Frees the image autoencoder in the conditioner, all but its `post_quant_conv`, which stays the identity.
+
+    What the first stage has under the same name and in the same shape takes its values: the temporal decoder then
+    starts as the image decoder.
+    """
+    parameters = freeze(
+        conditioner.load(), lambda name: _of_image_autoencoder(name) and ".post_quant_conv." not in name
+    )
+    own_memory(parameters, conditioner.path, conditioner.prefix)
+    others = first_stage.shapes()
+    copies = {}
+    for name in parameters:
+        twin = first_stage.prefix + name.partition(".encoder.")[2]
+        if others.get(twin) == parameters[name].shape:
+            copies[twin] = conditioner.prefix + name
+    return Trainables(parameters, FullModelWriter(conditioner.path, conditioner.prefix, copies))
+
+
+def train_decoder(first_stage: Stage, temporal_only: bool) -> Trainables:
+    """Frees the temporal decoder, or its temporal layers only."""
+    parameters = freeze(
+        first_stage.load(), lambda name: name.startswith("decoder.") and (not temporal_only or is_temporal(name))
+    )
+    own_memory(parameters, first_stage.path, first_stage.prefix)
+    return Trainables(parameters, FullModelWriter(first_stage.path, first_stage.prefix))
+
+
 def freeze(net: nn.Cell, trained: Callable[[str], bool]) -> Dict[str, Parameter]:
     """Freezes all parameters but the trained ones, which are returned by name; each knows its name in the network."""
     chosen = {}
@@ -78,3 +106,7 @@ def own_memory(parameters: Dict[str, Parameter], path: PathLike, prefix: str) ->
 
 def _every(name: str) -> bool:
     return True
+
+
+def _of_image_autoencoder(name: str) -> bool:
+    return ".encoder." in name and ".open_clip." not in name

@@ -16,30 +16,24 @@ from data.video_dataset import VideoDataset
 from gm.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
 from gm.callbacks_base import Callback
 from gm.checkpoint_folder import CheckpointFolder
-from gm.conditioning_dropout import ConditioningDropout
 from gm.config import load_config, load_model
 from gm.distributed import Communicator
 from gm.ema import WeightAverage
 from gm.engine import DiffusionEngine
 from gm.errors import UserError
-from gm.frozen_encoders import FrozenEncoders
 from gm.log_lines import LogLines, MetricsFile
-from gm.loss import DiffusionLoss
 from gm.loss_scale import LossScale, NoLossScale
 from gm.lr_schedule import LearningRate
 from gm.metrics_log import MetricsLog
-from gm.noise_levels import LogNormal
-from gm.objective import Objective
 from gm.optim import AdamW, AdamWOptions
-from gm.precision import amp_dtype, set_compute_dtype
+from gm.precision import amp_dtype
 from gm.runtime import Runtime
 from gm.train_step import TrainStep
-from gm.trainer import Batches, Plan, Recipe, Trainer
+from gm.trainer import Batches, Plan, Trainer
 from modules.initial_weights import write_initial_weights
-from modules.recompute import recompute_blocks
+from modules.learning import LEARNING, Learning
 from modules.run_identity import run_identity
-from modules.train_options import TrainingOptions
-from modules.trainables import Trainables, choose_trainables
+from modules.train_options import TrainingOptions, pick
 from modules.validation import ValidationVideos
 
 INITIAL_WEIGHTS = "initial.safetensors"
@@ -71,20 +65,21 @@ def training_run(
         VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded or written
         weights = attach_weights(engine, options, communicator)
         dataset = open_dataset(options, dataset_args, engine, communicator)
-        amp = "O2" if amp_dtype(options.run.amp_level, runtime.device) == ms.float16 else "O0"
-        trainables = prepare_network(engine, options, amp)
+        amp = amp_level(options, runtime)
+        learning = LEARNING[options.run.stage](engine, options, amp)
         batches, steps = plan_batches(options, dataset, communicator)
         model = load_config(svd_config, flag="--svd_config")["model"]
         trainer = Trainer(
-            build_step(engine, trainables, options, amp, communicator),
-            trainables.parameters,
+            build_step(learning, options, amp, communicator),
+            learning.trainables.parameters,
             engine,
-            build_recipe(engine, options),
+            learning.recipe,
+            options.environment.seed,
             batches,
             LearningRate(**pick(options.scheduler), total_steps=steps),
             Plan(steps, options.run.checkpoint_every, options.validation.every, options.run.max_nonfinite),
             checkpoints,
-            trainables.writer,
+            learning.trainables.writer,
             run_identity(options, model, weights, dataset.rows, communicator.world_size, amp),
             build_callbacks(options, config) if communicator.rank == 0 else (),
         )
@@ -125,20 +120,6 @@ def open_dataset(
     return cache.open()
 
 
-def prepare_network(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> Trainables:
-    """Loads the UNet, frees what is trained, and sets its precision and what it keeps for the backward pass."""
-    run = options.run
-    trainables = choose_trainables(engine.network, run.temporal_only, options.lora, options.environment.seed)
-    network = engine.network.load()
-    if amp == "O2":
-        set_compute_dtype(network, ms.float16)
-    if run.recompute:
-        recompute_blocks(network)
-    count = sum(parameter.size for parameter in trainables.parameters.values())
-    logger.info("training %d tensors, %.4g million parameters, %s", len(trainables.parameters), count / 1e6, amp)
-    return trainables
-
-
 def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communicator) -> Tuple[Batches, int]:
     """The batches from any number on, and how many updates they make."""
     batch_size, accumulation = options.dataloader.batch_size, options.settings.gradient_accumulation_steps
@@ -167,15 +148,13 @@ def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communica
     return Batches(open_batches, per_epoch, batch_size), steps
 
 
-def build_step(
-    engine: DiffusionEngine, trainables: Trainables, options: TrainingOptions, amp: str, communicator: Communicator
-) -> TrainStep:
+def build_step(learning: Learning, options: TrainingOptions, amp: str, communicator: Communicator) -> TrainStep:
     """The optimizer step."""
-    parameters = list(trainables.parameters.values())
+    parameters = list(learning.trainables.parameters.values())
     settings, optimizer = options.settings, options.optimizer
     adamw = AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
     return TrainStep(
-        DiffusionLoss(engine.network.load()),
+        learning.loss,
         parameters,
         AdamW(parameters, adamw),
         WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
@@ -187,16 +166,10 @@ def build_step(
     )
 
 
-def build_recipe(engine: DiffusionEngine, options: TrainingOptions) -> Recipe:
-    """From batches to inputs."""
-    sigma = LogNormal(options.sigma.P_mean, options.sigma.P_std, "--train.sigma")
-    cond_aug = LogNormal(options.cond_aug.mean, options.cond_aug.std, "--train.cond_aug")
-    dropout = ConditioningDropout(**pick(options.dropout)).check()
-    return Recipe(
-        FrozenEncoders(engine.conditioner, engine.scale_factor, cond_aug, options.run.encode_chunk_size),
-        Objective(engine.denoiser.scaling, sigma, dropout),
-        options.environment.seed,
-    )
+def amp_level(options: TrainingOptions, runtime: Runtime) -> str:
+    """O0 or O2. The autoencoder is always trained in fp32: in fp16 its activations overflow."""
+    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level, runtime.device) == ms.float16
+    return "O2" if half else "O0"
 
 
 def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List[Callback]:
@@ -211,8 +184,3 @@ def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List
         callbacks.append(ValidationVideos(num_frames=clips["frames"], height=clips["height"], width=clips["width"],
                                           **validation, log=log))  # fmt: skip
     return callbacks
-
-
-def pick(options: Any) -> Dict[str, Any]:
-    """A group of options as arguments."""
-    return dict(vars(options))

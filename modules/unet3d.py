@@ -9,11 +9,12 @@ from gm.upsampling import double_size
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
-TEMPORAL_NAMES = ("time_stack", "time_mixer", "time_pos_embed")  # a parameter is temporal if its path has one of these
+# A parameter is temporal if its path has one of these; the last two are the decoder's.
+TEMPORAL_NAMES = ("time_stack", "time_mixer", "time_pos_embed", "mix_factor", "time_mix_conv")
 
 
 def is_temporal(name: str) -> bool:
-    """Whether a parameter of the UNet belongs to a temporal layer."""
+    """Whether a parameter of the UNet or of the decoder belongs to a temporal layer."""
     return any(part in TEMPORAL_NAMES for part in name.split("."))
 
 

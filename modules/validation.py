@@ -88,8 +88,8 @@ class ValidationVideos(Callback):
         rng = np.random.default_rng(seed)
         pixels = to_pixels(image)
         image_noise = rng.standard_normal(pixels.shape, np.float32)
-        height, width = image.shape[:2]
-        noise = rng.standard_normal((1, self._num_frames, 4, height // 8, width // 8), np.float32)
+        shape = engine.latent_shape(self._num_frames, *image.shape[:2])
+        noise = rng.standard_normal((1, *shape), np.float32)
         batch = conditioning_inputs(pixels, image_noise, self._fps, self._motion_bucket_id, self._noise_aug_strength)
         latents = engine.sample(engine.condition(batch), noise, rng)
         decoded = engine.decode(latents, self._decode_chunk_size)[0]
