@@ -10,7 +10,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from gm.errors import UserError
 
 FLAG = "--environment."
-MSRUN_WORKERS = "MS_WORKER_NUM"  # set by msrun for the processes that it starts
+MSRUN_WORKERS, MSRUN_ROLE = "MS_WORKER_NUM", "MS_ROLE"  # set by msrun for the processes that it starts
+# How long a process on the CPU waits for the others' part of a sum, in seconds: while rank 0 writes a checkpoint or
+# validation videos. MindSpore's 30 would end the run then. (On Ascend HCCL waits, half an hour by default.)
+CPU_TIMEOUT = ("MS_NODE_TIMEOUT", "3600")
 START = "msrun --worker_num=N --local_worker_num=N train.py … --environment.distributed=True"
 
 
@@ -60,6 +63,8 @@ def connect(distributed: bool, shard_optimizer: bool, device: str) -> Communicat
         )
     if not distributed:
         return Communicator()
+    if device == "CPU" and os.environ.get(MSRUN_ROLE) == "MS_WORKER":  # the scheduler keeps watch as it does
+        os.environ.setdefault(*CPU_TIMEOUT)
     from mindspore import communication
 
     communication.init()

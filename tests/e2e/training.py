@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,22 @@ class Workplace:
         command = [sys.executable, str(PROJECT / "train.py"), *self.flags(output, *more, epochs=epochs)]
         return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
+    def msrun(self, workers: int, output: Path, *more: str, epochs: int = 2) -> subprocess.CompletedProcess:
+        """Runs the command in several processes that train together."""
+        command = [str(Path(sys.executable).with_name("msrun")), f"--worker_num={workers}"]
+        command += [f"--local_worker_num={workers}", f"--master_port={free_port()}", "--join=True"]
+        command += [f"--log_dir={self.folder / 'msrun'}", str(PROJECT / "train.py")]
+        command += self.flags(output, "--environment.distributed=True", *more, epochs=epochs)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
 
 def losses(output: Path) -> Dict[int, float]:
     """step -> loss."""
@@ -95,6 +112,24 @@ def changed_names(one: Path, other: Path) -> set:
     ours, theirs = read(one), read(other)
     assert ours.keys() == theirs.keys()
     return {name for name in ours if ours[name].tobytes() != theirs[name].tobytes()}
+
+
+def largest_difference(one: Path, other: Path, kind: str) -> float:
+    """Over all tensors of a kind (weight, average) of two state files: |a - b| / |a|, in norms."""
+    ours, theirs = read(one), read(other)
+    assert ours.keys() == theirs.keys()
+    names = [name for name in ours if name.startswith(f"{kind}.")]
+    return max(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(ours[name]) for name in names)
+
+
+def largest_change(checkpoint: Path, state: Path) -> float:
+    """How far training moved the tensor that it moved farthest: |a - b| / |a|, in norms."""
+    before, after = read(checkpoint), read(state)
+    changes = []
+    for name in (name for name in after if name.startswith("weight.")):
+        was = before[name.replace("weight.", "model.diffusion_model.", 1)]
+        changes.append(np.linalg.norm(after[name] - was) / np.linalg.norm(was))
+    return max(changes)
 
 
 def signal_at_step(process: subprocess.Popen, output: Path, step: int, number: int = signal.SIGKILL) -> int:
