@@ -50,9 +50,10 @@ class MLP(nn.Cell):
         super().__init__()
         self.c_fc = Linear(width, hidden)
         self.c_proj = Linear(hidden, width)
+        self.gelu = kernels.GELU()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.c_proj(kernels.gelu(self.c_fc(x)))
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class ResidualAttentionBlock(nn.Cell):

@@ -6,13 +6,21 @@ are broadcast explicitly.
 """
 
 import mindspore as ms
-from mindspore import Tensor, mint, ops
+from mindspore import Tensor, mint, nn, ops
 
 _BATCH_NORM_EPS = 1e-5
 _BIAS_ADD = ops.BiasAdd()
 _BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
 
+# ln(Φ(x) / Φ(-x)) / x in powers of x², the highest first: a least-squares fit on 0..7, weighted until the largest error
+# of x·Φ(x), 7e-8, was the same at all extrema.
+_LOGIT_OF_CDF = (
+    3.6278542862577645e-09, -2.675663877548878e-07, 7.948141374739075e-06, -1.1054674257276881e-04,
+    -6.605340493721379e-05, 7.266829823713872e-02, 1.5957685368174517,
+)  # fmt: skip
+
 SQRT_HALF = 0.7071067811865476
+INVERSE_SQRT_2PI = 0.3989422804014327
 
 
 def fused_kernels() -> bool:
@@ -78,9 +86,46 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _BIAS_ADD(normed * weight, bias).reshape(x.shape)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """The exact Gaussian error linear unit, x·Φ(x)."""
-    return x * (ops.erf(x * SQRT_HALF) * 0.5 + 0.5)
+class GELU(nn.Cell):
+    """The exact Gaussian error linear unit, x·Φ(x) (Hendrycks & Gimpel 2016).
+
+    Its derivative, Φ(x) + x·φ(x), is written out, so that training keeps nothing but x.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = fused_kernels()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * self.cdf(x)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """Φ(x), in fp32, returned in the input's type."""
+        x32 = x.astype(ms.float32)
+        phi = ops.erf(x32 * SQRT_HALF) * 0.5 + 0.5 if self.fused else normal_cdf(x32)
+        return phi.astype(x.dtype)
+
+    def bprop(self, x, out, dout):
+        """The gradient of `x` from that of the result."""
+        x32 = x.astype(ms.float32)
+        density = ops.exp(x32 * x32 * -0.5) * INVERSE_SQRT_2PI
+        return (dout * (self.cdf(x) + (x32 * density).astype(x.dtype)),)
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Φ(x), the standard normal distribution function, as sigmoid(x·q(x²)), q a polynomial fitted to the logit of Φ.
+
+    The error of x·Φ(x) is below 1e-6·max(1, |x|), fp32's rounding included; half the time of MindSpore's Erf on CPU.
+
+    Args:
+        x: fp32.
+    """
+    square = x * x
+    q = _LOGIT_OF_CDF[0]
+    for coefficient in _LOGIT_OF_CDF[1:]:
+        q = q * square + coefficient
+    return ops.sigmoid(q * x)
 
 
 def swap_axes(x: Tensor, first: int, second: int) -> Tensor:

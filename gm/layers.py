@@ -168,10 +168,11 @@ class GEGLU(nn.Cell):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.proj = Linear(in_features, out_features * 2)
+        self.gelu = kernels.GELU()
 
     def construct(self, x: Tensor) -> Tensor:
         hidden, gate = ops.chunk(self.proj(x), 2, axis=-1)
-        return hidden * kernels.gelu(gate)
+        return hidden * self.gelu(gate)
 
 
 class FeedForward(nn.Cell):

@@ -57,8 +57,16 @@ def test_layer_norm(mode):
 
 def test_gelu(mode):
     rng = np.random.default_rng(0)
-    compare(kernels.gelu, torch.nn.functional.gelu, [rng.standard_normal((5, 9)).astype(np.float32) * 3],
+    compare(kernels.GELU(), torch.nn.functional.gelu, [rng.standard_normal((5, 9)).astype(np.float32) * 3],
             rng.standard_normal((5, 9)).astype(np.float32))  # fmt: skip
+
+
+def test_gelu_is_exact_to_fp32_everywhere():
+    x = np.concatenate([np.linspace(-20, 20, 400_001), [-1e20, -1e4, -100, 0, 100, 1e4, 1e20]])
+    x = x.astype(np.float32)
+    expected = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
+    error = np.abs(kernels.GELU()(Tensor(x)).asnumpy() - expected) / np.maximum(1, np.abs(x))
+    assert error.max() < 1e-6
 
 
 def test_a_large_mean_costs_a_group_norm_little():
