@@ -5,7 +5,7 @@ from typing import Callable, List, Optional, Sequence
 from mindspore import Tensor, nn, ops
 
 from gm.attention import Attention
-from gm.layers import Conv2d, GroupNorm, SiLU, set_identity
+from gm.layers import GROUPS, Conv2d, GroupNorm, SiLU, set_identity, set_norm_groups
 from gm.tokens import from_tokens, to_tokens
 from gm.upsampling import double_size
 
@@ -122,6 +122,7 @@ class Encoder(nn.Cell):
         num_res_blocks: per level.
         in_channels: of the picture.
         z_channels: of the latent; the result has twice as many (mean and log-variance).
+        num_groups: of every GroupNorm.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Encoder(nn.Cell):
         num_res_blocks: int = 2,
         in_channels: int = 3,
         z_channels: int = 4,
+        num_groups: int = GROUPS,
     ) -> None:
         super().__init__()
         self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
@@ -146,6 +148,7 @@ class Encoder(nn.Cell):
         self.norm_out = GroupNorm(channels, EPS)
         self.silu = SiLU()
         self.conv_out = Conv2d(channels, 2 * z_channels, 3, padding=1)
+        set_norm_groups(self, num_groups)
 
     def construct(self, x: Tensor) -> Tensor:
         """(n, 3, H, W), range -1..1 -> (n, 8, H/8, W/8)."""
@@ -171,6 +174,7 @@ class Decoder(nn.Cell):
         num_res_blocks: int = 2,
         out_ch: int = 3,
         z_channels: int = 4,
+        num_groups: int = GROUPS,
     ) -> None:
         super().__init__()
         block = type(self).block
@@ -187,6 +191,7 @@ class Decoder(nn.Cell):
         self.norm_out = GroupNorm(channels, EPS)
         self.silu = SiLU()
         self.conv_out = self.make_conv_out(channels, out_ch)
+        set_norm_groups(self, num_groups)
 
     def make_conv_out(self, channels: int, out_ch: int) -> nn.Cell:
         return Conv2d(channels, out_ch, 3, padding=1)

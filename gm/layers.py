@@ -13,8 +13,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
 from gm import kernels
+from gm.errors import UserError
 
-GROUPS = 32  # of every GroupNorm in SVD
+GROUPS = 32  # of every GroupNorm in SVD; small networks need fewer, to keep several channels in each
 FEED_FORWARD_BUDGET = 1 << 28  # bytes of a feed-forward's widest activation
 FEED_FORWARD_BLOCKS = 4  # of tokens: a quarter faster on CPU than one, and hardly slower to compile
 FEED_FORWARD_LEAST_ROWS = 512  # tokens for which reading the weights again costs little
@@ -134,6 +135,20 @@ class GroupNorm(nn.Cell):
         else:
             y = kernels.group_norm(x32, self.num_groups, weight, bias, self.eps)
         return y.astype(x.dtype)
+
+
+def set_norm_groups(net: nn.Cell, num_groups: int) -> None:
+    """Sets the number of groups of every GroupNorm in a network.
+
+    Raises:
+        UserError: it does not divide the width of one of them.
+    """
+    for name, cell in net.cells_and_names():
+        if isinstance(cell, GroupNorm):
+            width = cell.weight.shape[0]
+            if num_groups < 1 or width % num_groups:
+                raise UserError(f"num_groups={num_groups} does not divide the {width} channels of {name}")
+            cell.num_groups = num_groups
 
 
 class LayerNorm(nn.Cell):

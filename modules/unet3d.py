@@ -4,7 +4,15 @@ from typing import List, Sequence, Tuple
 
 from mindspore import Tensor, nn, ops
 
-from gm.layers import Conv2d, GroupNorm, SiLU, sinusoidal_embedding, timestep_mlp
+from gm.layers import (
+    GROUPS,
+    Conv2d,
+    GroupNorm,
+    SiLU,
+    set_norm_groups,
+    sinusoidal_embedding,
+    timestep_mlp,
+)
 from gm.upsampling import double_size
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
@@ -61,6 +69,7 @@ class VideoUNet(nn.Cell):
         transformer_depth: blocks per transformer (1).
         context_dim: width of the cross-attention tokens (1024).
         adm_in_channels: width of the vector conditioning (768).
+        num_groups: of every GroupNorm (32).
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class VideoUNet(nn.Cell):
         transformer_depth: int = 1,
         context_dim: int = 1024,
         adm_in_channels: int = 768,
+        num_groups: int = GROUPS,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -106,6 +116,7 @@ class VideoUNet(nn.Cell):
         self.out = nn.SequentialCell(
             GroupNorm(model_channels), SiLU(), Conv2d(model_channels, out_channels, 3, padding=1, zero_init=True)
         )
+        set_norm_groups(self, num_groups)
 
     def construct(self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int) -> Tensor:
         """One evaluation of the network.

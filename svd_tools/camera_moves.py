@@ -45,9 +45,7 @@ class CameraMove(NamedTuple):
 
     def scaled(self, factor: float) -> "CameraMove":
         """The same move, `factor` times as fast."""
-        return CameraMove(
-            self.rate * factor, self.pan * factor, self.truck * factor, self.dolly * factor, self.focus
-        )
+        return CameraMove(self.rate * factor, self.pan * factor, self.truck * factor, self.dolly * factor, self.focus)
 
     @property
     def parallax(self) -> float:
@@ -111,9 +109,7 @@ def reach(move: CameraMove, depth: Depth, num_frames: int, aspect: float) -> Tup
     """(left, top, right, bottom) of all that the clip ever shows of the scene, in widths from the centre."""
     edge = np.linspace(-0.5, 0.5, 33)
     height = aspect * edge
-    border = np.concatenate(
-        [edge - 0.5j * aspect, edge + 0.5j * aspect, -0.5 + 1j * height, 0.5 + 1j * height]
-    )
+    border = np.concatenate([edge - 0.5j * aspect, edge + 0.5j * aspect, -0.5 + 1j * height, 0.5 + 1j * height])
     seen = np.concatenate([frame_to_scene(move, depth, border, frame) for frame in range(num_frames)])
     return seen.real.min(), seen.imag.min(), seen.real.max(), seen.imag.max()
 

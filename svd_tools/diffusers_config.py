@@ -55,6 +55,12 @@ def diffusers_texts(config_path: PathLike, wanted: Mapping[str, Shape]) -> Dict[
         UserError: a network that diffusers' classes cannot express.
     """
     options = dict(_targets(load_config(config_path)))
+    for target, values in options.items():
+        if values.get("num_groups", NORM_GROUPS) != NORM_GROUPS:
+            raise UserError(
+                f"--to diffusers: its classes have norms of {NORM_GROUPS} groups only; {target} of {config_path} has "
+                f"num_groups={values['num_groups']}"
+            )
     shapes = diffusers_shapes(wanted)
     vae_class = PLAIN_VAE if is_plain_decoder(wanted) else TEMPORAL_VAE
     engine = _with_defaults(ENGINE, options)

@@ -83,7 +83,7 @@ def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:
 
 
 def _dtype_name(torch_name: str) -> str:
-    """"torch.float32" → "F32"."""
+    """ "torch.float32" → "F32"."""
     name = torch_name.partition(".")[2]
     if name in _NAMES:
         return _NAMES[name]

@@ -62,6 +62,13 @@ def test_wrong_architecture(small, tmp_path):
     assert "of another shape" in refusal(small[0], tmp_path, config=ROOT / "configs" / "svd_tiny.yaml")
 
 
+def test_diffusers_cannot_have_norms_of_other_groups(small, tmp_path):
+    config = tmp_path / "few_groups.yaml"
+    config.write_text(f"base: {CONFIG}\nmodel: {{params: {{network_config: {{params: {{num_groups: 16}}}}}}}}\n")
+    message = refusal(small[0], tmp_path, "--to=diffusers", config=config)
+    assert "32 groups only" in message and "num_groups=16" in message
+
+
 def test_a_part_alone_asks_for_a_base_and_a_whole_refuses_one(small, tmp_path):
     unet = {name: array for name, array in small[1].items() if name.startswith(UNET)}
     save_safetensors(tmp_path / "unet.safetensors", unet)
