@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import image_to_video
+import train
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
@@ -34,6 +35,15 @@ def test_the_table_has_every_flag_with_its_default():
             assert words == str(value), flag
 
 
+def test_training_s_flags_exist():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8").split("\n## Training\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"--((?:train|environment|LossScale)\.[\w.]*\w)", text))
+    flags = list(train.build_parser().get_defaults().keys())
+    assert len(named) > 15
+    unknown = {name for name in named if not any(f"{flag}.".startswith(f"{name}.") for flag in flags)}
+    assert not unknown
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(PROJECT).as_posix())
 def test_links_lead_to_files(document):
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
@@ -43,7 +53,7 @@ def test_links_lead_to_files(document):
 
 def test_files_that_the_readme_names_exist():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:configs|examples|svd_tools|checkpoints|benchmarks)/[\w/]+\.\w+", text))
+    named = set(re.findall(r"(?<![\w/])(?:configs|examples|svd_tools|checkpoints|benchmarks)/[\w/]+\.\w+", text))
     assert {"configs/svd.yaml", "svd_tools/convert.py"} <= named
     missing = sorted(name for name in named if not (PROJECT / name).exists())
     assert missing == ["checkpoints/svd_tiny.safetensors"]  # the README says that it does not come with the project yet
