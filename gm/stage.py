@@ -11,6 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 from gm.checkpoint import open_checkpoint
 from gm.tensor_source import TensorSource
 from gm.weights import load_weights, parameter_shapes
+from gm.winograd import accelerate
 
 Needed = Callable[[str], bool]
 
@@ -30,6 +31,7 @@ class Stage:
         self.path: Optional[Path] = None
         self.dtype = ms.float32
         self.offload = False
+        self.fast_convolutions = False  # see gm.winograd; for inference
         self.net: Optional[nn.Cell] = None
         self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
 
@@ -67,6 +69,8 @@ class Stage:
             net = self.skeleton()
             with self.open() as source:
                 load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
+                if self.fast_convolutions:
+                    accelerate(net, lambda name: source.release(self.prefix + name), self.needed)
             net.set_train(False)
             self.net = net
         return self.net

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[1]
 PACKAGES = ("gm", "modules", "data", "svd_tools", "benchmarks")
 SOURCES = sorted([*PROJECT.glob("*.py"), *(path for name in PACKAGES for path in PROJECT.glob(f"{name}/*.py"))])
 FRAMEWORKS = {"torch", "diffusers", "transformers"}
-MODELS = sorted(path.stem for path in PROJECT.glob("configs/*.yaml") if not path.stem.endswith("_train"))
+MODELS = sorted(path.stem for path in PROJECT.glob("configs/*.yaml") if "_train" not in path.stem)
 
 
 def relative(path):
