@@ -70,7 +70,7 @@ class Stage:
             with self.open() as source:
                 load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
                 if self.fast_convolutions:
-                    accelerate(net, lambda name: source.release(self.prefix + name), self.needed)
+                    accelerate(net, source, self.prefix, self.needed)
             net.set_train(False)
             self.net = net
         return self.net

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.kernels import fused_kernels
 from gm.layers import Conv2d
+from gm.tensor_source import TensorSource
 
 LEAST_CHANNELS = 256  # in and out; with fewer the transforms take longer than the products save
 TILES_BUDGET = 1 << 28  # bytes of transformed tiles that are held at once
@@ -75,21 +76,25 @@ class WinogradConv(nn.Cell):
         return y if h % 2 == 0 and w % 2 == 0 else y[:, :, :h, :w]
 
 
-def accelerate(net: nn.Cell, release: Callable[[str], None], needed: Optional[Callable[[str], bool]] = None) -> None:
+def accelerate(
+    net: nn.Cell, source: TensorSource, prefix: str = "", needed: Optional[Callable[[str], bool]] = None
+) -> None:
     """Gives the wide 3x3 convolutions of a loaded network their Winograd form, on CPU in fp32; for inference.
 
-    The transformed weights take 16/9 of the memory of the plain ones, which may go.
+    The transformed weights take 16/9 of the memory of the plain ones, which are let go.
 
     Args:
-        release: is told the name of each weight that is not read any more.
+        source: what the network was loaded from.
+        prefix: what the file's names have before the network's.
         needed: chooses parameters by their name in the network; the others have no values.
     """
     if fused_kernels():
         return
     for name, cell in net.cells_and_names():
-        if isinstance(cell, Conv2d) and _is_eligible(cell) and (needed is None or needed(f"{name}.weight")):
-            cell.fast = WinogradConv(cell.weight.asnumpy())
-            release(f"{name}.weight")
+        weight = f"{name}.weight"
+        if isinstance(cell, Conv2d) and _is_eligible(cell) and (needed is None or needed(weight)):
+            cell.fast = WinogradConv(np.asarray(source.read(prefix + weight), np.float32))
+            source.release(prefix + weight)
 
 
 def _is_eligible(conv: Conv2d) -> bool:
