@@ -40,7 +40,6 @@ def run_ours(mode: int, checkpoint: Path, frames: int, height: int, width: int, 
     start = time.perf_counter()
     engine = instantiate(load_config(PROJECT / "configs/svd.yaml")["model"])
     engine.attach(checkpoint)
-    engine.network.fast_convolutions = True  # as in modules/pipeline.py
     net = engine.network.load()
     x, c_noise, tokens, numbers = inputs(frames, height, width)
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]

@@ -57,9 +57,6 @@ class Conv2d(nn.Cell):
 
     Args:
         padding: zeros on each side: one number, or (top, bottom, left, right).
-
-    Attributes:
-        fast: another form of the same convolution, without the bias, that is used in its place (:mod:`gm.winograd`).
     """
 
     def __init__(
@@ -80,13 +77,12 @@ class Conv2d(nn.Cell):
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = ops.BiasAdd()
-        self.fast: Optional[nn.Cell] = None
 
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        y = self.conv(x, weight) if self.fast is None else self.fast(x)
+        y = self.conv(x, weight)
         return y if bias is None else self.bias_add(y, bias.astype(y.dtype))
 
 

@@ -11,7 +11,6 @@ from mindspore.nn.utils import no_init_parameters
 from gm.checkpoint import open_checkpoint
 from gm.tensor_source import TensorSource
 from gm.weights import load_weights, parameter_shapes
-from gm.winograd import accelerate
 
 Needed = Callable[[str], bool]
 
@@ -31,7 +30,6 @@ class Stage:
         self.path: Optional[Path] = None
         self.dtype = ms.float32
         self.offload = False
-        self.fast_convolutions = False  # see gm.winograd; for inference
         self.net: Optional[nn.Cell] = None
         self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
 
@@ -69,8 +67,6 @@ class Stage:
             net = self.skeleton()
             with self.open() as source:
                 load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
-                if self.fast_convolutions:
-                    accelerate(net, source, self.prefix, self.needed)
             net.set_train(False)
             self.net = net
         return self.net

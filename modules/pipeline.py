@@ -104,7 +104,6 @@ class SVDPipeline:
         if not Path(checkpoint).exists():
             raise UserError(f"--SVD.checkpoint: there is no file {checkpoint}; name the weights (README, Weights)")
         self.engine.attach(Path(checkpoint), dtype, offload)
-        self.engine.network.fast_convolutions = self.engine.first_stage.fast_convolutions = True
         self.engine.load()
         self.checkpoint = Path(checkpoint)
         self._sha256: Optional[str] = None

@@ -15,14 +15,6 @@ from tests.parity.peers import CONFIG
 STEPS = 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def narrow_fast_convolutions():
-    """The pipeline's convolutions are too narrow here for Winograd's form to pay; it shall be tested all the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gm.winograd.LEAST_CHANNELS", 32)
-        yield
-
-
 @pytest.fixture(scope="module")
 def image():
     y, x = np.mgrid[0:64, 0:128]
