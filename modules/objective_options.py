@@ -1,6 +1,7 @@
-"""The options of train.py that say what is learnt: the noise of the diffusion, or the autoencoder's loss."""
+"""The options of train.py that say what is learnt: the noise of the diffusion, the autoencoder's loss, a LoRA."""
 
 from dataclasses import dataclass
+from typing import Optional
 
 from gm.errors import UserError
 
@@ -65,3 +66,18 @@ class AutoencoderOptions:
         for name, value in vars(self).items():
             if not value >= 0:
                 raise UserError(f"--train.autoencoder.{name} is {value:g}; it is 0 or more")
+
+
+@dataclass
+class LoRAOptions:
+    """Low-rank adaptation in place of training the layers themselves.
+
+    Args:
+        rank: 0 trains no LoRA but the layers.
+        alpha: the branch counts alpha / rank; by default once.
+        targets: temporal, spatial, all (attention layers), or a regular expression for names of linear layers.
+    """
+
+    rank: int = 0
+    alpha: Optional[float] = None
+    targets: str = "temporal"

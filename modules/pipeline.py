@@ -95,18 +95,12 @@ class SVDPipeline:
             raise UserError(f"--SVD.sampling_steps={sampling_steps}: must be 0 (the YAML's) or more")
         current = self.engine.sampler
         self.engine.sampler = choose_sampler(current, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
-        from gm.precision import amp_dtype
-
-        dtype = amp_dtype(amp_level, _device())
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:
             self._overlay_lora()
-        if not Path(checkpoint).exists():
-            raise UserError(f"--SVD.checkpoint: there is no file {checkpoint}; name the weights (README, Weights)")
-        self.engine.attach(Path(checkpoint), dtype, offload)
-        self.engine.load()
         self.checkpoint = Path(checkpoint)
         self._sha256: Optional[str] = None
+        self._load(amp_level, offload)
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Animates a picture.
@@ -180,6 +174,15 @@ class SVDPipeline:
             "lora": self.lora and Path(self.lora).name,
             "lora_scale": self.lora_scale,
         }
+
+    def _load(self, amp_level: str, offload: bool) -> None:
+        from gm.precision import amp_dtype
+
+        dtype = amp_dtype(amp_level, _device())
+        if not self.checkpoint.exists():
+            raise UserError(f"--SVD.checkpoint: there is no file {self.checkpoint}; name the weights (README, Weights)")
+        self.engine.attach(self.checkpoint, dtype, offload)
+        self.engine.load()
 
     def _overlay_lora(self) -> None:
         from gm.lora_file import MergedSource, read_lora

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Optional, Tuple
 
 from gm.errors import UserError
-from modules.objective_options import AutoencoderOptions, CondAugOptions, DropoutOptions, SigmaOptions
+from modules.objective_options import AutoencoderOptions, CondAugOptions, DropoutOptions, LoRAOptions, SigmaOptions
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 
@@ -160,21 +160,6 @@ class SettingsOptions:
         _at_least("--train.settings.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         if not self.clip_norm > 0:
             raise UserError(f"--train.settings.clip_norm is {self.clip_norm:g}; it is above 0")
-
-
-@dataclass
-class LoRAOptions:
-    """Low-rank adaptation in place of training the layers themselves.
-
-    Args:
-        rank: 0 trains no LoRA but the layers.
-        alpha: the branch counts alpha / rank; by default once.
-        targets: temporal, spatial, all (attention layers), or a regular expression for names of linear layers.
-    """
-
-    rank: int = 0
-    alpha: Optional[float] = None
-    targets: str = "temporal"
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The video UNet of Stable Video Diffusion: Stable Diffusion 2.1's with a temporal layer after each spatial one."""
 
-from typing import List, Sequence, Tuple
+from functools import partial
+from typing import Callable, List, Sequence, Tuple
 
 from mindspore import Tensor, nn, ops
 
@@ -93,25 +94,14 @@ class VideoUNet(nn.Cell):
         self.time_embed = timestep_mlp(model_channels, emb_channels, emb_channels)
         self.label_emb = nn.CellList([timestep_mlp(adm_in_channels, emb_channels, emb_channels)])
 
-        def transformer(channels: int) -> SpatialVideoTransformer:
-            heads = channels // num_head_channels
-            return SpatialVideoTransformer(channels, heads, num_head_channels, context_dim, transformer_depth)
-
-        def level(channels: int, out: int, factor: int) -> List[nn.Cell]:
-            blocks: List[nn.Cell] = [VideoResBlock(channels, emb_channels, out)]
-            return blocks + ([transformer(out)] if factor in attention_resolutions else [])
-
+        transformer = partial(_transformer, num_head_channels, context_dim, transformer_depth)
+        level = partial(_level, emb_channels, transformer, tuple(attention_resolutions))
         widths = [model_channels * mult for mult in channel_mult]
         down, skips = _build_down(in_channels, widths, num_res_blocks, level)
         channels = widths[-1]
         self.input_blocks = nn.CellList(down)
-        self.middle_block = nn.CellList(
-            [
-                VideoResBlock(channels, emb_channels, channels),
-                transformer(channels),
-                VideoResBlock(channels, emb_channels, channels),
-            ]
-        )
+        first, last = (VideoResBlock(channels, emb_channels, channels) for _ in range(2))
+        self.middle_block = nn.CellList([first, transformer(channels), last])
         self.output_blocks = nn.CellList(_build_up(skips, widths, num_res_blocks, level))
         self.out = nn.SequentialCell(
             GroupNorm(model_channels), SiLU(), Conv2d(model_channels, out_channels, 3, padding=1, zero_init=True)
@@ -145,6 +135,18 @@ class VideoUNet(nn.Cell):
             for block in stage:
                 x = block(x, emb, context, num_frames)
         return self.out(x)
+
+
+def _transformer(head_channels: int, context_dim: int, depth: int, channels: int) -> SpatialVideoTransformer:
+    return SpatialVideoTransformer(channels, channels // head_channels, head_channels, context_dim, depth)
+
+
+def _level(
+    emb_channels: int, transformer: Callable, attention_resolutions: Sequence[int], channels: int, out: int, factor: int
+) -> List[nn.Cell]:
+    """A residual block and, where the level has one, a transformer."""
+    blocks: List[nn.Cell] = [VideoResBlock(channels, emb_channels, out)]
+    return blocks + ([transformer(out)] if factor in attention_resolutions else [])
 
 
 def _build_down(in_channels: int, widths: Sequence[int], depth: int, level) -> Tuple[List[nn.CellList], List[int]]:
