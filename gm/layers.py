@@ -14,6 +14,7 @@ from mindspore.common.initializer import Uniform, initializer
 
 from gm import kernels
 from gm.errors import UserError
+from gm.small_conv import LARGEST, SmallConv
 
 GROUPS = 32  # of every GroupNorm in SVD; small networks need fewer, to keep several channels in each
 FEED_FORWARD_BUDGET = 1 << 28  # bytes of a feed-forward's widest activation
@@ -76,13 +77,18 @@ class Conv2d(nn.Cell):
         self.bias = Parameter(_uniform((out_channels,), fan_in, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
+        plain = (kernel_size, stride, padding) == (3, 1, 1)
+        self.small_conv = SmallConv() if plain and not kernels.fused_kernels() else None
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        y = self.conv(x, weight)
+        if self.small_conv is not None and max(x.shape[2:]) <= LARGEST:
+            y = self.small_conv(x, weight)
+        else:
+            y = self.conv(x, weight)
         return y if bias is None else self.bias_add(y, bias.astype(y.dtype))
 
 

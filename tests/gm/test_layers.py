@@ -1,5 +1,6 @@
 """Layers whose behaviour is set from outside: a norm's number of groups, convolutions that start as the identity."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
@@ -31,3 +32,16 @@ def test_a_convolution_that_starts_as_the_identity(conv):
     set_identity(conv)
     x = Tensor(np.random.default_rng(0).standard_normal((2, 4, 5, 6)).astype(np.float32))
     np.testing.assert_array_equal(conv(x).asnumpy(), x.asnumpy())
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_convolution_of_few_pixels(height, width):
+    conv = Conv2d(6, 5, 3, padding=1)
+    x = np.random.default_rng(0).standard_normal((3, 6, height, width)).astype(np.float32)
+    weight, bias = (torch.tensor(parameter.asnumpy(), requires_grad=True) for parameter in (conv.weight, conv.bias))
+    expected = torch.nn.functional.conv2d(torch.from_numpy(x), weight, bias, padding=1)
+    expected.square().sum().backward()
+    np.testing.assert_allclose(conv(Tensor(x)).asnumpy(), expected.detach().numpy(), atol=2e-6)
+    gradient = ms.grad(lambda x: conv(x).square().sum(), None, weights=conv.weight)(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(gradient, weight.grad.numpy(), atol=1e-4)
