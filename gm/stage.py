@@ -31,6 +31,7 @@ class Stage:
         self.dtype = ms.float32
         self.offload = False
         self.net: Optional[nn.Cell] = None
+        self._source: Optional[TensorSource] = None
         self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
 
     def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
@@ -65,16 +66,22 @@ class Stage:
         """The network with its weights, loaded now or before."""
         if self.net is None:
             net = self.skeleton()
-            with self.open() as source:
-                load_weights(net, source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
+            self._source = self.open()
+            load_weights(net, self._source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
             net.set_train(False)
             self.net = net
         return self.net
 
     def release(self) -> None:
-        """Forgets the network and its weights."""
+        """Forgets the network and its weights; the pages of a mapped file go even if MindSpore still knows them."""
+        if self.net is None:
+            return
+        names = [self.prefix + name for name, _ in self.net.parameters_and_names()]
         self.net = None
         gc.collect()
+        for name in names:
+            self._source.release(name)
+        self._source.close()
 
     def __enter__(self) -> nn.Cell:
         return self.load()
