@@ -1,5 +1,6 @@
 """The diffusion engine: conditioning, sampling and decoding as stages over one checkpoint file."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
@@ -14,6 +15,7 @@ from gm.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
+from gm.kernel_fusion import fused_kernels_inside
 from gm.runtime import eager
 from gm.sampler import Sampler
 from gm.stage import Stage
@@ -33,6 +35,9 @@ class DiffusionEngine:
         sampler: with its discretization and guider.
         scale_factor: what latents are multiplied by before diffusion.
         num_frames, height, width: what the model was trained for; pixels.
+
+    Attributes:
+        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`).
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
@@ -51,6 +56,7 @@ class DiffusionEngine:
     ) -> None:
         self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
         self.num_frames, self.height, self.width = num_frames, height, width
+        self.fuse_kernels = False
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
         self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
@@ -107,7 +113,8 @@ class DiffusionEngine:
         Returns:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
-        with self.network as network:
+        fusion = fused_kernels_inside() if self.fuse_kernels else nullcontext()
+        with self.network as network, fusion:
             evaluate = _network_function(network, self.network.dtype)
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))

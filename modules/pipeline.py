@@ -55,6 +55,8 @@ class SVDPipeline:
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
             (top, left) to 1 (bottom, right).
         offload: load each stage's weights when it starts and release them when it ends: less memory, more reading.
+        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: faster steps, a longer
+            first start. Needs g++; kernels are kept in the user's cache folder.
         lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
         lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
     """
@@ -79,6 +81,7 @@ class SVDPipeline:
         width: Optional[int] = None,
         crop_offset: Tuple[float, float] = (0.5, 0.5),
         offload: bool = False,
+        fuse_kernels: bool = False,
         lora: Optional[str] = None,
         lora_scale: float = 1.0,
     ) -> None:
@@ -95,6 +98,7 @@ class SVDPipeline:
             raise UserError(f"--SVD.sampling_steps={sampling_steps}: must be 0 (the YAML's) or more")
         current = self.engine.sampler
         self.engine.sampler = choose_sampler(current, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
+        self.engine.fuse_kernels = fuse_kernels
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:
             self._overlay_lora()

@@ -1,0 +1,75 @@
+"""Chains of elementwise operators as one compiled kernel each, on CPU in graph mode (MindSpore's graph kernels, AKG).
+
+A GELU, for one, is eighteen passes over memory operator by operator, and one when it is fused. The kernels are built
+with the system's C++ compiler when a network is compiled, kept in the user's cache folder, and found there by the next
+run. Without a compiler everything works as before, only slower.
+"""
+
+import logging
+import os
+import platform
+import shutil
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Iterator, Optional
+
+import mindspore as ms
+
+MACHINES = ("x86_64", "aarch64")
+COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
+CACHE_PATH = "MS_COMPILER_CACHE_PATH"  # MindSpore's variable: the folder of the kernels
+
+logger = logging.getLogger(__name__)
+
+
+def obstacle() -> Optional[str]:
+    """Why kernels cannot be fused here; None if they can."""
+    if ms.get_context("device_target") != "CPU" or ms.get_context("mode") != ms.GRAPH_MODE:
+        return "it is for graph mode on CPU"
+    if platform.system() != "Linux" or platform.machine() not in MACHINES:
+        return f"{platform.system()} on {platform.machine()} is not supported"
+    if shutil.which(COMPILER) is None:
+        return f"there is no {COMPILER}; install a C++ compiler"
+    if find_spec(MODULE) is None:
+        return f"the Python package {MODULE} is missing; run pip install {MODULE}"
+    return None
+
+
+@contextmanager
+def fused_kernels_inside() -> Iterator[bool]:
+    """Networks that are compiled inside the block are fused where that is possible; the value says whether it is.
+
+    The working directory is the cache folder meanwhile: the compiler leaves its log where it runs.
+    """
+    reason = obstacle()
+    folder = None if reason else _cache_folder()
+    if folder is None:
+        logger.info("no fused kernels: %s", reason or "no folder to keep them in")
+        yield False
+        return
+    here, known = Path.cwd(), os.environ.get(CACHE_PATH)
+    os.environ[CACHE_PATH] = str(folder)
+    os.chdir(folder)
+    ms.set_context(enable_graph_kernel=True)
+    try:
+        yield True
+    finally:
+        ms.set_context(enable_graph_kernel=False)
+        os.chdir(here)
+        if known is None:
+            del os.environ[CACHE_PATH]
+        else:
+            os.environ[CACHE_PATH] = known
+
+
+def _cache_folder() -> Optional[Path]:
+    """Where kernels are kept: for each release of MindSpore a folder; None where it cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "mindspore_svd" / f"kernels-{ms.__version__}-{platform.machine()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("no fused kernels: cannot make %s: %s", folder, error.strerror)
+        return None
+    return folder if os.access(folder, os.W_OK) else None
