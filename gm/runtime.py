@@ -36,10 +36,8 @@ def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto") -> Runtim
     import mindspore as ms  # the environment must be set first
 
     device = choose_device(device_target, ascend_available=_ascend_available())
-    ms.set_device(device)
+    _set_device(device)
     ms.set_context(mode=mode)
-    if device == "CPU":
-        ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
     logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
     return Runtime(device, mode)
 
@@ -75,6 +73,19 @@ def choose_device(device_target: str, ascend_available: bool) -> str:
     if device_target == "auto":
         return "Ascend" if ascend_available else "CPU"
     return device_target
+
+
+def _set_device(device: str) -> None:
+    """Before the first operator; later, in a process that uses this as a library, the device has to be the same."""
+    import mindspore as ms
+
+    try:
+        ms.set_device(device)
+        if device == "CPU":
+            ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
+    except RuntimeError as error:  # an operator has run in this process already
+        if ms.get_context("device_target") != device:
+            raise UserError(f"--device_target={device}: this process computes on another device already") from error
 
 
 def _ascend_available() -> bool:
