@@ -1,5 +1,5 @@
-"""How long one UNet step takes at full size, guidance on, fp32: this project in both modes against diffusers in eager
-PyTorch, on the same weights and inputs.
+"""How long one UNet step takes at full size, guidance on, fp32: this project in both modes, with and without fused
+kernels, against diffusers in eager PyTorch, on the same weights and inputs.
 
     python benchmarks/unet_step.py --size 128x128 --frames 14 --repeats 3
 """
@@ -7,6 +7,7 @@ PyTorch, on the same weights and inputs.
 import argparse
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks import harness  # noqa: E402
 
 PEER = "diffusers"
-CONTENDERS = ("graph", "pynative", PEER)
+MODES = {"graph": 0, "fused": 0, "pynative": 1}  # "fused": graph mode with --SVD.fuse_kernels
+CONTENDERS = (*MODES, PEER)
 
 
 def inputs(frames: int, height: int, width: int):
@@ -28,13 +30,14 @@ def inputs(frames: int, height: int, width: int):
     return x, np.full(2, 0.5, np.float32), tokens, np.array([[6, 127, 0.02]] * 2, np.float32)
 
 
-def run_ours(mode: int, checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
+def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
     from gm.runtime import setup_runtime
 
-    setup_runtime(mode, "CPU")
+    setup_runtime(MODES[name], "CPU")
     from mindspore import Tensor
 
     from gm.config import instantiate, load_config
+    from gm.kernel_fusion import fused_kernels_inside
     from gm.layers import sinusoidal_embedding
 
     start = time.perf_counter()
@@ -44,7 +47,8 @@ def run_ours(mode: int, checkpoint: Path, frames: int, height: int, width: int, 
     x, c_noise, tokens, numbers = inputs(frames, height, width)
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
     arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), frames)
-    _measure(lambda: net(*arguments).asnumpy(), start, steps)
+    with fused_kernels_inside() if name == "fused" else nullcontext():
+        _measure(lambda: net(*arguments).asnumpy(), start, steps)
 
 
 def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
@@ -89,8 +93,7 @@ def main() -> None:
     if args.child == PEER:
         run_diffusers(args.checkpoint, args.frames, height, width, args.steps)
     elif args.child:
-        mode = ("graph", "pynative").index(args.child)
-        run_ours(mode, args.checkpoint, args.frames, height, width, args.steps)
+        run_ours(args.child, args.checkpoint, args.frames, height, width, args.steps)
     else:
         from benchmarks.synthetic_weights import ensure_checkpoint
 
