@@ -129,7 +129,7 @@ def _feature_extractor(image_size: int) -> Dict[str, Any]:
 
 
 def _unet(shapes: Mapping[str, Shape], unet: Mapping[str, Any], engine: Mapping[str, Any]) -> Dict[str, Any]:
-    widths = _widths(shapes, "unet/down_blocks.{}.resnets.0.spatial_res_block.conv1.weight", "unet")
+    widths = _widths(shapes, "unet/down_blocks.{}.resnets.0.spatial_res_block.conv1.weight")
     attention = [f"unet/down_blocks.{i}.attentions.0.norm.weight" in shapes for i in range(len(widths))]
     down = ["CrossAttnDownBlockSpatioTemporal" if has else "DownBlockSpatioTemporal" for has in attention]
     up = ["CrossAttnUpBlockSpatioTemporal" if has else "UpBlockSpatioTemporal" for has in reversed(attention)]
@@ -155,7 +155,7 @@ def _unet(shapes: Mapping[str, Shape], unet: Mapping[str, Any], engine: Mapping[
 
 
 def _vae(shapes: Mapping[str, Shape], class_name: str, engine: Mapping[str, Any]) -> Dict[str, Any]:
-    widths = _widths(shapes, "vae/encoder.down_blocks.{}.resnets.0.conv1.weight", "autoencoder")
+    widths = _widths(shapes, "vae/encoder.down_blocks.{}.resnets.0.conv1.weight")
     depth = _count(shapes, r"vae/encoder\.down_blocks\.0\.resnets\.(\d+)\.")
     if class_name == TEMPORAL_VAE and depth != MIDDLE_BLOCKS:
         raise UserError(
@@ -206,13 +206,11 @@ def _image_encoder(shapes: Mapping[str, Shape], clip: Mapping[str, Any]) -> Dict
     }
 
 
-def _widths(shapes: Mapping[str, Shape], pattern: str, what: str) -> List[int]:
+def _widths(shapes: Mapping[str, Shape], pattern: str) -> List[int]:
     """Output channels of each level."""
     widths: List[int] = []
     while pattern.format(len(widths)) in shapes:
         widths.append(shapes[pattern.format(len(widths))][0])
-    if any(width % NORM_GROUPS for width in widths):
-        raise UserError(f"--to diffusers: its {what} takes widths that are multiples of {NORM_GROUPS}, not {widths}")
     return widths
 
 

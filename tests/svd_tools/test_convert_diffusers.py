@@ -127,12 +127,12 @@ def test_the_image_decoder_variant(tmp_path):
 
 
 def test_what_diffusers_cannot_express_is_refused(tmp_path):
-    unet = "{params: {model_channels: 48, num_head_channels: 8}}"
+    unet = "{params: {model_channels: 48, num_head_channels: 8, num_groups: 16}}"
     text = f"base: {ROOT / 'configs' / 'svd.yaml'}\nmodel: {{params: {{network_config: {unet}}}}}"
     (tmp_path / "narrow.yaml").write_text(text)
     from svd_tools.diffusers_config import diffusers_texts
 
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="norms of 32 groups only"):
         diffusers_texts(tmp_path / "narrow.yaml", parameters(str(tmp_path / "narrow.yaml")))
 
 
