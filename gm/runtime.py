@@ -99,4 +99,7 @@ def _set_environment() -> None:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     # On 910* overflow shows as inf/nan, as IEEE 754 says, instead of saturating.
     os.environ.setdefault("MS_ASCEND_CHECK_OVERFLOW_MODE", "INFNAN_MODE")
+    # Threads of fused kernels (gm.kernel_fusion) that spin while they wait take the cores from MindSpore's own.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("GLOG_v", "4")  # MindSpore's own log lines are not addressed to users; errors are raised
