@@ -55,7 +55,7 @@ class SVDPipeline:
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
             (top, left) to 1 (bottom, right).
         offload: load each stage's weights when it starts and release them when it ends: less memory, more reading.
-        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: a quarter off the step's
+        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: a quarter off a step's
             time and a fifth off its memory at full size. Needs g++; kernels are kept in the user's cache folder.
         lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
         lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
