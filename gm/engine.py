@@ -1,6 +1,7 @@
 """The diffusion engine: conditioning, sampling and decoding as stages over one checkpoint file."""
 
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
@@ -67,8 +68,11 @@ class DiffusionEngine:
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> Tuple[int, int, int, int]:
         """(t, z, h, w) of a clip's latents, for its size in pixels."""
-        channels = self.first_stage.shapes()["first_stage_model.decoder.conv_in.weight"][1]
-        return num_frames, channels, height // DOWNSAMPLING, width // DOWNSAMPLING
+        return num_frames, self._latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING
+
+    @cached_property
+    def _latent_channels(self) -> int:
+        return self.first_stage.shapes()["first_stage_model.decoder.conv_in.weight"][1]
 
     def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Published name -> shape of every parameter of the whole model."""

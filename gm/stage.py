@@ -38,11 +38,10 @@ class Stage:
         """Names the checkpoint file, the weights' type, and whether they are released after each use."""
         self.path, self.dtype, self.offload = path, dtype, offload
 
-    def whole(self) -> "Stage":
-        """The same part of the same file, with all of its parameters, to be loaded for itself and kept."""
-        stage = Stage(self.build, self.prefix, self.title)
-        stage.attach(self.path, self.dtype)
-        stage.overlay = self.overlay
+    def part(self, title: str, needed: Needed) -> "Stage":
+        """A stage of its own over the same network and file, with another choice of parameters."""
+        stage = Stage(self.build, self.prefix, title, needed)
+        stage.attach(self.path)
         return stage
 
     def skeleton(self) -> nn.Cell:

@@ -51,3 +51,8 @@ class VideoPredictionEmbedderWithEncoder(nn.Cell):
 def image_autoencoder(conditioner: GeneralConditioner) -> AutoencoderKL:
     """The autoencoder among the embedders."""
     return next(embedder.encoder for embedder in conditioner.embedders if hasattr(embedder, "encoder"))
+
+
+def in_image_autoencoder(name: str) -> bool:
+    """Whether a parameter of the conditioner belongs to its autoencoder."""
+    return ".encoder." in name and ".open_clip." not in name

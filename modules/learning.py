@@ -15,7 +15,7 @@ from gm.noise_levels import LogNormal
 from gm.objective import Objective
 from gm.precision import set_compute_dtype
 from gm.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe
-from modules.encoders import image_autoencoder
+from modules.encoders import image_autoencoder, in_image_autoencoder
 from modules.recompute import recompute_blocks
 from modules.train_options import TrainingOptions, pick
 from modules.trainables import Trainables, choose_trainables, train_autoencoder, train_decoder
@@ -49,7 +49,7 @@ def learn_unet(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> L
 
 def learn_autoencoder(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> Learning:
     """The image autoencoder: that of the conditioner, and the temporal decoder's spatial layers, which copy it."""
-    conditioner = engine.conditioner.whole()
+    conditioner = engine.conditioner.part("image autoencoder", in_image_autoencoder)
     trainables = train_autoencoder(conditioner, engine.first_stage)
     autoencoder = image_autoencoder(conditioner.load())
     weights = options.autoencoder

@@ -14,6 +14,7 @@ from gm.lora_file import LoRAWriter
 from gm.stage import Stage
 from gm.weights import set_parameter
 from gm.weights_writer import FullModelWriter, WeightsWriter
+from modules.encoders import in_image_autoencoder
 from modules.train_options import LoRAOptions
 from modules.unet3d import is_temporal
 
@@ -50,8 +51,7 @@ def choose_trainables(stage: Stage, temporal_only: bool, lora: LoRAOptions, seed
         alpha = float(lora.rank) if lora.alpha is None else lora.alpha
         writer: WeightsWriter = LoRAWriter(alpha, lora.targets, stage.prefix)
     else:
-        parameters = freeze(net, is_temporal if temporal_only else _every)
-        own_memory(parameters, stage.path, stage.prefix)
+        parameters = free(stage, is_temporal if temporal_only else _every)
         writer = FullModelWriter(stage.path, stage.prefix)
     for parameter in parameters.values():
         parameter.requires_grad = True
@@ -64,10 +64,7 @@ def train_autoencoder(conditioner: Stage, first_stage: Stage) -> Trainables:
     What the first stage has under the same name and in the same shape takes its values: the temporal decoder then
     starts as the image decoder.
     """
-    parameters = freeze(
-        conditioner.load(), lambda name: _of_image_autoencoder(name) and ".post_quant_conv." not in name
-    )
-    own_memory(parameters, conditioner.path, conditioner.prefix)
+    parameters = free(conditioner, lambda name: in_image_autoencoder(name) and ".post_quant_conv." not in name)
     others = first_stage.shapes()
     copies = {}
     for name in parameters:
@@ -79,11 +76,17 @@ def train_autoencoder(conditioner: Stage, first_stage: Stage) -> Trainables:
 
 def train_decoder(first_stage: Stage, temporal_only: bool) -> Trainables:
     """Frees the temporal decoder, or its temporal layers only."""
-    parameters = freeze(
-        first_stage.load(), lambda name: name.startswith("decoder.") and (not temporal_only or is_temporal(name))
+    parameters = free(
+        first_stage, lambda name: name.startswith("decoder.") and (not temporal_only or is_temporal(name))
     )
-    own_memory(parameters, first_stage.path, first_stage.prefix)
     return Trainables(parameters, FullModelWriter(first_stage.path, first_stage.prefix))
+
+
+def free(stage: Stage, trained: Callable[[str], bool]) -> Dict[str, Parameter]:
+    """Loads a stage and frees the chosen parameters, with memory of their own; the others are frozen."""
+    parameters = freeze(stage.load(), trained)
+    own_memory(parameters, stage.path, stage.prefix)
+    return parameters
 
 
 def freeze(net: nn.Cell, trained: Callable[[str], bool]) -> Dict[str, Parameter]:
@@ -106,7 +109,3 @@ def own_memory(parameters: Dict[str, Parameter], path: PathLike, prefix: str) ->
 
 def _every(name: str) -> bool:
     return True
-
-
-def _of_image_autoencoder(name: str) -> bool:
-    return ".encoder." in name and ".open_clip." not in name

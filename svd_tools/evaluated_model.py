@@ -7,10 +7,9 @@ import numpy as np
 from mindspore import Tensor
 
 from data.image_reader import fit_image
-from gm.autoencoder import AutoencodingEngine
 from gm.engine import DiffusionEngine
 from gm.runtime import eager
-from gm.stage import Stage
+from modules.encoders import image_autoencoder, in_image_autoencoder
 from modules.pipeline import SVDPipeline, to_frames, to_pixels
 
 
@@ -30,10 +29,7 @@ class EvaluatedModel:
 
     def __init__(self, pipeline: SVDPipeline) -> None:
         self.pipeline, self.engine = pipeline, pipeline.engine
-        self.image_autoencoder = Stage(
-            self.engine.conditioner.build, "conditioner.", "image autoencoder", _in_image_autoencoder
-        )
-        self.image_autoencoder.attach(self.engine.conditioner.path)
+        self.image_autoencoder = self.engine.conditioner.part("image autoencoder", in_image_autoencoder)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """A picture of any size as the model sees it: (height, width, 3) uint8."""
@@ -42,7 +38,7 @@ class EvaluatedModel:
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
         """Encodes a fitted picture (mode of the posterior) and decodes it as a clip of one frame."""
         with self.image_autoencoder as conditioner, eager():
-            latent = _autoencoder(conditioner).encode(Tensor(to_pixels(image))).asnumpy()
+            latent = image_autoencoder(conditioner).encode(Tensor(to_pixels(image))).asnumpy()
         return to_frames(self.engine.decode(latent[None] * np.float32(self.engine.scale_factor)))[0, 0]
 
     def generate(self, image: np.ndarray, motion_bucket_id: int, seed: int) -> Clip:
@@ -62,18 +58,10 @@ class EvaluatedModel:
             (t, 8h, 8w, 3) uint8.
         """
         with self.image_autoencoder as conditioner, eager():
-            autoencoder = _autoencoder(conditioner)
+            autoencoder = image_autoencoder(conditioner)
             scaled = latents / np.float32(self.engine.scale_factor)
             frames = [autoencoder.decode(Tensor(latent[None]), 1).asnumpy()[0] for latent in scaled]
         return to_frames(np.stack(frames)[None])[0]
-
-
-def _in_image_autoencoder(name: str) -> bool:
-    return ".encoder." in name and ".open_clip." not in name
-
-
-def _autoencoder(conditioner) -> AutoencodingEngine:
-    return next(embedder.encoder for embedder in conditioner.embedders if hasattr(embedder, "encoder"))
 
 
 @contextmanager

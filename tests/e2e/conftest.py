@@ -22,6 +22,14 @@ def tiny_checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Videos, a checkpoint and flags for train.py, made anew for each file of tests."""
+    from tests.e2e.training import Workplace
+
+    return Workplace(tmp_path_factory.mktemp("training"))
+
+
 class StandIn:
     """What the command sees of a pipeline, without a model behind it.
 

@@ -11,7 +11,6 @@ from PIL import Image
 import train
 from modules.unet3d import is_temporal
 from tests.e2e.training import (
-    Workplace,
     changed_names,
     checkpoints,
     losses,
@@ -21,11 +20,6 @@ from tests.e2e.training import (
 )
 
 UNET = "model.diffusion_model."
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")

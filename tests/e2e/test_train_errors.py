@@ -11,12 +11,6 @@ import train
 from gm.errors import UserError
 from tests.e2e.training import PROJECT, Workplace
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("training"))
-
-
 CLIPS = "--train.dataset.init_args."
 
 

@@ -5,15 +5,10 @@ import pytest
 
 from gm.errors import UserError
 from modules.unet3d import is_temporal
-from tests.e2e.training import Workplace, changed_names, checkpoints, losses, read
+from tests.e2e.training import changed_names, checkpoints, losses, read
 
 ENCODER = "conditioner.embedders.3.encoder."
 FIRST_STAGE = "first_stage_model."
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture(scope="module")
