@@ -26,7 +26,7 @@ class Attention(nn.Cell):
     def __init__(self, scores_budget: int = SCORES_BUDGET) -> None:
         super().__init__()
         self.scores_budget = scores_budget
-        self.fused = kernels.fused_kernels()
+        self.fused = kernels.has_fused_operators()
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.values = ops.BatchMatMul()
         self.softmax = ops.Softmax(axis=-1)

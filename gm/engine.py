@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, ContextManager, Dict, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -16,7 +16,7 @@ from gm.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
-from gm.kernel_fusion import fused_kernels_inside
+from gm.kernel_fusion import fused_kernels_inside, worth_fusing
 from gm.runtime import eager
 from gm.sampler import Sampler
 from gm.stage import Stage
@@ -38,7 +38,8 @@ class DiffusionEngine:
         num_frames, height, width: what the model was trained for; pixels.
 
     Attributes:
-        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`).
+        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`); None: if the UNet
+            is large enough for that to pay.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
@@ -57,7 +58,7 @@ class DiffusionEngine:
     ) -> None:
         self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
         self.num_frames, self.height, self.width = num_frames, height, width
-        self.fuse_kernels = False
+        self.fuse_kernels: Optional[bool] = None
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
         self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
@@ -117,11 +118,14 @@ class DiffusionEngine:
         Returns:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
-        fusion = fused_kernels_inside() if self.fuse_kernels else nullcontext()
-        with self.network as network, fusion:
+        with self.network as network, self._fusion(network):
             evaluate = _network_function(network, self.network.dtype)
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))
+
+    def _fusion(self, network: nn.Cell) -> ContextManager:
+        fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
+        return fused_kernels_inside() if fuse else nullcontext()
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.

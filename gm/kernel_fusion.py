@@ -4,8 +4,8 @@ A GELU, for one, is eighteen passes over memory operator by operator, and one wh
 with the system's C++ compiler when a network is compiled, kept in the user's cache folder, and found there by the next
 run. Without a compiler everything works as before.
 
-At full size it takes about a quarter off a step's time and a fifth off its memory (benchmarks/README.md), provided that
-waiting OpenMP threads sleep (:mod:`gm.runtime`).
+At full size it takes a quarter off a step's time and a fifth off its memory (benchmarks/README.md), provided that waiting
+OpenMP threads sleep (:mod:`gm.runtime`). A small network is done sampling before its kernels are built.
 """
 
 import logging
@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 import mindspore as ms
+from mindspore import nn
+
+from gm import kernels
 
 MACHINES = ("x86_64", "aarch64")
 COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
+LARGE = 100_000_000  # parameters, from which on building the kernels pays within one run
 CACHE_PATH = "MS_COMPILER_CACHE_PATH"  # MindSpore's variable: the folder of the kernels
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,11 @@ def obstacle() -> Optional[str]:
     return None
 
 
+def worth_fusing(network: nn.Cell) -> bool:
+    """Whether building a network's kernels takes less time than 25 steps with them save."""
+    return sum(parameter.size for parameter in network.get_parameters()) >= LARGE
+
+
 @contextmanager
 def fused_kernels_inside() -> Iterator[bool]:
     """Networks that are compiled inside the block are fused where that is possible; the value says whether it is.
@@ -55,9 +64,11 @@ def fused_kernels_inside() -> Iterator[bool]:
     os.environ[CACHE_PATH] = str(folder)
     os.chdir(folder)
     ms.set_context(enable_graph_kernel=True)
+    kernels.fusing = True
     try:
         yield True
     finally:
+        kernels.fusing = False
         ms.set_context(enable_graph_kernel=False)
         os.chdir(here)
         if known is None:

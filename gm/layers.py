@@ -18,8 +18,6 @@ from gm.small_conv import LARGEST, SmallConv
 
 GROUPS = 32  # of every GroupNorm in SVD; small networks need fewer, to keep several channels in each
 FEED_FORWARD_BUDGET = 1 << 28  # bytes of a feed-forward's widest activation
-FEED_FORWARD_BLOCKS = 4  # of tokens: a quarter faster on CPU than one, and hardly slower to compile
-FEED_FORWARD_LEAST_ROWS = 512  # tokens for which reading the weights again costs little
 
 
 def _uniform(shape: Sequence[int], fan_in: int, zero: bool = False) -> Tensor:
@@ -78,7 +76,7 @@ class Conv2d(nn.Cell):
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         plain = (kernel_size, stride, padding) == (3, 1, 1)
-        self.small_conv = SmallConv() if plain and not kernels.fused_kernels() else None
+        self.small_conv = SmallConv() if plain and not kernels.has_fused_operators() else None
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ class TemporalConv(nn.Cell):
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        weight = self.weight.reshape(self.weight.shape[:4])  # o i 3 1 1 -> o i 3 1
+        weight = kernels.reshape_late(self.weight, self.weight.shape[:4], x)  # o i 3 1 1 -> o i 3 1
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
         y = self.conv(x, weight)
@@ -131,7 +129,7 @@ class GroupNorm(nn.Cell):
         self.num_groups, self.eps = num_groups, eps
         self.weight = Parameter(initializer("ones", (num_channels,), ms.float32))
         self.bias = Parameter(initializer("zeros", (num_channels,), ms.float32))
-        self.fused = kernels.fused_kernels()
+        self.fused = kernels.has_fused_operators()
 
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
@@ -165,7 +163,7 @@ class LayerNorm(nn.Cell):
         self.weight = Parameter(initializer("ones", (num_features,), ms.float32))
         self.bias = Parameter(initializer("zeros", (num_features,), ms.float32))
         self.eps = eps
-        self.fused = kernels.fused_kernels()
+        self.fused = kernels.has_fused_operators()
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -197,7 +195,7 @@ class GEGLU(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """GEGLU to four times the width, and back; in blocks of tokens, whose wide activations stay near the processor.
+    """GEGLU to four times the width, and back; in blocks of tokens where it would take too much memory at once.
 
     Args:
         zero_init: start as the zero map.
@@ -216,8 +214,7 @@ class FeedForward(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.features)
-        count = rows.shape[0]
-        size = min(self.most_rows, max(FEED_FORWARD_LEAST_ROWS, -(-count // FEED_FORWARD_BLOCKS)))
+        count, size = rows.shape[0], self.most_rows
         if count <= size:
             return self.net[2](self.net[0](x))
         blocks = []

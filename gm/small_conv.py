@@ -11,6 +11,8 @@ from typing import Tuple
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm import kernels
+
 LARGEST = 3  # pixels in height and in width
 
 
@@ -28,7 +30,8 @@ class SmallConv(nn.Cell):
         gather = self.gather[h - 1][w - 1].astype(x.dtype)
         columns = self.matmul(x.reshape(n * c, h * w), gather).reshape(n, c * 9, h * w)
         columns = ops.transpose(columns, (1, 0, 2)).reshape(c * 9, -1)  # (i 9) (n h w)
-        y = self.matmul(weight.reshape(weight.shape[0], -1), columns)  # o (n h w)
+        weight = kernels.reshape_late(weight, (weight.shape[0], -1), columns)  # o i 3 3 -> o (i 9)
+        y = self.matmul(weight, columns)  # o (n h w)
         return ops.transpose(y.reshape(-1, n, h * w), (1, 0, 2)).reshape(n, -1, h, w)
 
 

@@ -51,7 +51,7 @@ def test_ascend_s_operator_takes_half_precision_in_batches_it_allows(monkeypatch
         calls.append(q.shape[0])
         return Tensor(plain(*(x.asnumpy().astype(np.float32) for x in (q, k, v)))).astype(q.dtype)
 
-    monkeypatch.setattr(kernels, "fused_kernels", lambda: True)
+    monkeypatch.setattr(kernels, "has_fused_operators", lambda: True)
     monkeypatch.setattr(ops, "flash_attention_score", flash)
     q, k, v = qkv(b=4100, h=1, n=3, m=3, dtype=dtype)
     out = Attention()(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
