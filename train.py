@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from data.video_dataset import VideoDataset
 from gm.command_parser import CommandParser
-from gm.errors import run_command
+from gm.errors import UserError, run_command
 from gm.files import make_output_dir
 from gm.memory_errors import explain_out_of_memory
 from gm.memory_limit import memory_limit
@@ -113,12 +113,16 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Adds the log's lines to a file as well."""
+    """Adds the log's lines to a file as well, and the error that ends the run."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception as error:
+        trace = None if isinstance(error, UserError) else sys.exc_info()
+        handler.handle(logging.makeLogRecord({"msg": f"error: {error}", "exc_info": trace}))
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

@@ -4,8 +4,8 @@ A GELU, for one, is eighteen passes over memory operator by operator, and one wh
 with the system's C++ compiler when a network is compiled, kept in the user's cache folder, and found there by the next
 run. Without a compiler everything works as before.
 
-At full size it takes a quarter off a step's time and a fifth off its memory (benchmarks/README.md), provided that waiting
-OpenMP threads sleep (:mod:`gm.runtime`). A small network is done sampling before its kernels are built.
+At full size it takes a seventh off a step's time and a quarter off its memory (benchmarks/README.md), provided that
+waiting OpenMP threads sleep (:mod:`gm.runtime`). A small network is done sampling before its kernels are built.
 """
 
 import logging

@@ -55,9 +55,9 @@ class SVDPipeline:
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
             (top, left) to 1 (bottom, right).
         offload: load each stage's weights when it starts and release them when it ends: less memory, more reading.
-        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: a quarter off a step's
-            time and a fifth off its memory at full size. Needs g++; kernels are kept in the user's cache folder. By
-            default for UNets of over 100 million parameters, where g++ is there.
+        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: a seventh off a
+            step's time and a quarter off its memory at full size. Needs g++; kernels are kept in the user's cache
+            folder. By default for UNets of over 100 million parameters, where g++ is there.
         lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
         lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
     """

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -9,35 +11,74 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm import kernel_fusion
-from gm.kernel_fusion import fused_kernels_inside
+from gm import kernel_fusion, kernels
+from gm.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.layers import Linear
+from modules.resblock import VideoResBlock
+from modules.temporal_attention import SpatialVideoTransformer
+
+PROJECT = Path(__file__).parents[2]
+WIDTH, FRAMES = 32, 3
+IN_A_PROCESS_OF_ITS_OWN = """
+import os
+
+import mindspore as ms
+import numpy as np
+
+from gm.kernel_fusion import CACHE_PATH, fused_kernels_inside
 from gm.kernels import GELU
+
+ms.set_context(mode=ms.GRAPH_MODE)
+here = os.getcwd()
+with fused_kernels_inside() as fused:
+    assert fused and os.getcwd() != here
+    GELU()(ms.Tensor(np.ones((64, 96), np.float32)))
+assert os.getcwd() == here and CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
+"""
 
 
 @pytest.fixture
-def graph_mode(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(kernel_fusion.CACHE_PATH, raising=False)
-    monkeypatch.chdir(tmp_path)
+def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
 
 
-def test_a_network_of_fused_kernels(graph_mode, tmp_path):
+@pytest.fixture
+def able(graph_mode):
     if kernel_fusion.obstacle():
         pytest.skip(kernel_fusion.obstacle())
-    x = Tensor(np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32))
-    plain = GELU()(x).asnumpy()
-    with fused_kernels_inside() as fused:
-        assert fused and Path.cwd() != tmp_path
-        together = GELU()(x).asnumpy()
-    np.testing.assert_allclose(together, plain, atol=2e-6)
-    assert any(name.endswith(".so") for _, _, names in os.walk(tmp_path / "cache") for name in names)
-    assert Path.cwd() == tmp_path and os.listdir(tmp_path) == ["cache"]
-    assert kernel_fusion.CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
+
+
+@pytest.mark.parametrize("block", [VideoResBlock, SpatialVideoTransformer])
+def test_a_block_of_fused_kernels(able, block):
+    rng = np.random.default_rng(0)
+    net = block(WIDTH, 16, WIDTH) if block is VideoResBlock else block(WIDTH, 2, 16, 16)
+    for parameter in net.get_parameters():
+        parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
+    x = Tensor(rng.standard_normal((2 * FRAMES, WIDTH, 4, 6)).astype(np.float32))
+    embedding = Tensor(rng.standard_normal((2, 16)).astype(np.float32))
+    tokens = Tensor(rng.standard_normal((2, 1, 16)).astype(np.float32))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    plain = net(x, embedding, tokens, FRAMES).asnumpy()
+    ms.set_context(mode=ms.GRAPH_MODE)
+    with fused_kernels_inside():
+        fused = net(x, embedding, tokens, FRAMES).asnumpy()
+    assert np.abs(fused - plain).max() <= 2e-5 * np.abs(plain).max()
+
+
+def test_kernels_are_kept_and_nothing_else_stays(able, tmp_path):
+    here, cache = tmp_path / "here", tmp_path / "cache"
+    here.mkdir()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(PROJECT)}
+    environment.pop(kernel_fusion.CACHE_PATH, None)
+    subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], cwd=here, env=environment, check=True)
+    assert any(name.endswith(".so") for _, _, names in os.walk(cache) for name in names)
+    assert not any(here.iterdir())
 
 
 @pytest.mark.parametrize("missing", ["mode", "compiler", "module", "folder"])
 def test_without_what_it_needs_nothing_changes(graph_mode, tmp_path, monkeypatch, missing):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if missing == "mode":
         ms.set_context(mode=ms.PYNATIVE_MODE)
     elif missing == "compiler":
@@ -47,4 +88,10 @@ def test_without_what_it_needs_nothing_changes(graph_mode, tmp_path, monkeypatch
     else:
         (tmp_path / "cache").write_text("a file in the folder's place")
     with fused_kernels_inside() as fused:
-        assert not fused and Path.cwd() == tmp_path and not ms.get_context("enable_graph_kernel")
+        assert not fused and not kernels.fusing and Path.cwd() == tmp_path
+        assert not ms.get_context("enable_graph_kernel")
+
+
+def test_only_large_networks_are_worth_it():
+    assert not worth_fusing(Linear(100, 100))
+    assert worth_fusing(Linear(10_000, 10_000))

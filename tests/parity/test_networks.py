@@ -6,6 +6,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
+from gm import kernel_fusion
 from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
 from tests.parity.peers import relative_error
 
@@ -59,6 +60,22 @@ def test_unet(peer, engine, shape):
 def test_unet_in_graph_mode(peer, engine, mode):
     inputs = unet_inputs(2, 4, 8, 16)
     assert relative_error(our_unet(engine, *inputs), torch_unet(peer, *inputs)) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_unet_of_fused_kernels(peer, engine):
+    """As large UNets are compiled on CPU by default."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=GRAPH_MODE)
+    try:
+        if kernel_fusion.obstacle():
+            pytest.skip(kernel_fusion.obstacle())
+        inputs = unet_inputs(2, 3, 8, 24)
+        with kernel_fusion.fused_kernels_inside():
+            fused = our_unet(engine, *inputs)
+    finally:
+        ms.set_context(mode=before)
+    assert relative_error(fused, torch_unet(peer, *inputs)) <= TOLERANCE
 
 
 def test_unet_with_several_context_tokens(engine):
