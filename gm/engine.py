@@ -16,6 +16,7 @@ from gm.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
+from gm.guider import EVERY_SIGMA, Guider
 from gm.kernel_fusion import fused_kernels_inside, worth_fusing
 from gm.runtime import eager
 from gm.sampler import Sampler
@@ -183,15 +184,16 @@ def _network_function(network: nn.Cell, dtype: ms.Type) -> Callable:
     return evaluate
 
 
-def _guided(denoiser: Denoiser, guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
+def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
     """(x, σ) -> the guided estimate of the clean latents."""
     uncond = cond.unconditional()
+    one_batch = guider.interval == EVERY_SIGMA  # else steps of either kind would be compiled separately
 
     def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
         b, t, _, h, w = x.shape
-        if not guider.is_active(t):
+        if not guider.is_active(t, sigma):
             return denoiser(evaluate, x, sigma, cond)
-        if 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
+        if not one_batch or 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
             return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
         both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
         halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)

@@ -1,8 +1,12 @@
 """Classifier-free guidance (Ho & Salimans 2022) with a scale for each frame (SVD, D.4.1)."""
 
+from typing import Tuple
+
 import numpy as np
 
 from gm.errors import UserError
+
+EVERY_SIGMA = (0.0, float("inf"))
 
 
 class Guider:
@@ -10,7 +14,12 @@ class Guider:
 
     Args:
         min_scale, max_scale: the range of the scale; each guider says over which frames.
+
+    Attributes:
+        interval: the lowest and the highest σ that is guided (Kynkäänniemi et al. 2024); all of them by default.
     """
+
+    interval: Tuple[float, float] = EVERY_SIGMA
 
     def __init__(self, max_scale: float = 2.5, min_scale: float = 1.0) -> None:
         self.max_scale, self.min_scale = max_scale, min_scale
@@ -28,9 +37,10 @@ class Guider:
         scales = self.scales(cond.shape[-4]).astype(cond.dtype).reshape(-1, 1, 1, 1)
         return uncond + scales * (cond - uncond)
 
-    def is_active(self, num_frames: int) -> bool:
-        """Whether any frame's scale differs from 1, so that the unconditional half is needed."""
-        return bool(np.any(self.scales(num_frames) != 1.0))
+    def is_active(self, num_frames: int, sigma: float) -> bool:
+        """Whether any frame's scale at σ differs from 1, so that the unconditional half is needed."""
+        low, high = self.interval
+        return low <= sigma <= high and bool(np.any(self.scales(num_frames) != 1.0))
 
 
 class LinearPredictionGuider(Guider):

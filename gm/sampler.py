@@ -43,13 +43,17 @@ class Sampler:
         Returns:
             Latents of the noise's shape, fp32.
         """
-        sigmas = self.discretization(self.num_steps)
+        sigmas = self.sigmas()
         x = noise.astype(np.float32) * np.float32(np.sqrt(1 + sigmas[0] ** 2))  # the model's data has σ_data = 1
         self.reset()
         steps = range(len(sigmas) - 1)
         for index in progress(steps) if progress else steps:
             x = self.step(denoise, x, sigmas[index], sigmas[index + 1], rng).astype(np.float32)
         return x
+
+    def sigmas(self) -> Array:
+        """(num_steps + 1,): the noise levels, falling, the last one 0."""
+        return self.discretization(self.num_steps)
 
     def reset(self) -> None:
         """Forgets the last run (samplers with memory)."""
@@ -135,6 +139,19 @@ class EulerAncestralSampler(Sampler):
         if sigma_next == 0:
             return x
         return x + rng.standard_normal(x.shape, np.float32) * (self.s_noise * sigma_up)
+
+
+class ConsistencySampler(Sampler):
+    """Clean latents at every step, noised again to σ_next (Song et al. 2023, algorithm 1): for UNets distilled to few
+    steps, such as AnimateLCM-SVD's (Wang et al. 2024), with guidance close to 1.
+    """
+
+    def sigmas(self) -> Array:
+        """Without the lowest level but 0, at which next to nothing is left to remove."""
+        return np.delete(self.discretization(self.num_steps + 1), -2)
+
+    def step(self, denoise: Denoise, x: Array, sigma: float, sigma_next: float, rng: np.random.Generator) -> Array:
+        return denoise(x, sigma) + rng.standard_normal(x.shape, np.float32) * np.float32(sigma_next)
 
 
 class DPMPP2MSampler(Sampler):

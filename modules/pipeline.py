@@ -44,12 +44,15 @@ class SVDPipeline:
         sampling_steps: steps of the sampler. 0 takes the YAML's.
         amp_level: O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend
             and O0 on CPU.
-        sampler: euler (SVD's own), heun, euler_ancestral or dpmpp2m. By default the YAML's.
+        sampler: euler (SVD's own), heun, euler_ancestral, dpmpp2m, or consistency (for UNets distilled to few steps,
+            such as AnimateLCM-SVD's). By default the YAML's.
         schedule: noise levels: karras (SVD's own) or ays (Align Your Steps: good at 10 steps). By default the YAML's.
         guider: how the guidance scale runs over the frames: linear (from min to max), constant, triangle or trapezoid
             (max in the middle). By default the YAML's.
         min_cfg: lowest guidance scale. By default the YAML's.
         max_cfg: highest guidance scale. By default the YAML's.
+        guidance_interval: the lowest and the highest noise level (sigma) that is guided; outside it a step takes half
+            the time. By default all are.
         height: of the video in pixels, a multiple of 64. By default what the model was trained for.
         width: of the video in pixels, a multiple of 64. By default what the model was trained for.
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
@@ -73,11 +76,12 @@ class SVDPipeline:
         decode_chunk_size: int = 0,
         sampling_steps: int = 0,
         amp_level: Literal["auto", "O0", "O2"] = "auto",
-        sampler: Optional[Literal["euler", "heun", "euler_ancestral", "dpmpp2m"]] = None,
+        sampler: Optional[Literal["euler", "heun", "euler_ancestral", "dpmpp2m", "consistency"]] = None,
         schedule: Optional[Literal["karras", "ays"]] = None,
         guider: Optional[Literal["linear", "constant", "triangle", "trapezoid"]] = None,
         min_cfg: Optional[float] = None,
         max_cfg: Optional[float] = None,
+        guidance_interval: Optional[Tuple[float, float]] = None,
         height: Optional[int] = None,
         width: Optional[int] = None,
         crop_offset: Tuple[float, float] = (0.5, 0.5),
@@ -98,7 +102,9 @@ class SVDPipeline:
         if sampling_steps < 0:
             raise UserError(f"--SVD.sampling_steps={sampling_steps}: must be 0 (the YAML's) or more")
         current = self.engine.sampler
-        self.engine.sampler = choose_sampler(current, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps)
+        self.engine.sampler = choose_sampler(
+            current, sampler, schedule, guider, min_cfg, max_cfg, sampling_steps, guidance_interval
+        )
         self.engine.fuse_kernels = fuse_kernels
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:

@@ -1,6 +1,6 @@
 """The sampler of a run: the YAML's, with what the command line replaces."""
 
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Tuple
 
 from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
 from gm.errors import UserError
@@ -11,7 +11,14 @@ from gm.guider import (
     TrapezoidPredictionGuider,
     TrianglePredictionGuider,
 )
-from gm.sampler import DPMPP2MSampler, EulerAncestralSampler, EulerEDMSampler, HeunEDMSampler, Sampler
+from gm.sampler import (
+    ConsistencySampler,
+    DPMPP2MSampler,
+    EulerAncestralSampler,
+    EulerEDMSampler,
+    HeunEDMSampler,
+    Sampler,
+)
 
 SVD_SIGMA_MAX = 700.0
 
@@ -20,6 +27,7 @@ SAMPLERS = {
     "heun": HeunEDMSampler,
     "euler_ancestral": EulerAncestralSampler,
     "dpmpp2m": DPMPP2MSampler,
+    "consistency": ConsistencySampler,
 }
 SCHEDULES = {"karras": EDMDiscretization, "ays": AlignYourStepsDiscretization}
 GUIDERS = {
@@ -38,6 +46,7 @@ def choose_sampler(
     min_cfg: Optional[float] = None,
     max_cfg: Optional[float] = None,
     sampling_steps: int = 0,
+    guidance_interval: Optional[Tuple[float, float]] = None,
 ) -> Sampler:
     """A sampler with every part that is named replaced; the rest stays as in `current`.
 
@@ -45,6 +54,7 @@ def choose_sampler(
         sampler, schedule, guider: names in the tables above.
         min_cfg, max_cfg: the guidance scale's range.
         sampling_steps: 0 keeps the number of steps.
+        guidance_interval: the lowest and the highest σ that is guided.
 
     Raises:
         UserError: an unknown name, or options that contradict each other.
@@ -52,6 +62,8 @@ def choose_sampler(
     kind = type(current) if sampler is None else _choose(SAMPLERS, sampler, "--SVD.sampler")
     discretization = _discretization(current.discretization, schedule)
     guide = _guider(current.guider, guider, min_cfg, max_cfg)
+    if guidance_interval is not None:
+        guide.interval = _interval(guidance_interval)
     steps = sampling_steps or current.num_steps
     if kind is not type(current):
         return kind(discretization, guide, steps)
@@ -75,6 +87,13 @@ def _guider(current: Guider, name: Optional[str], min_cfg: Optional[float], max_
     if kind is ConstantGuider:
         return ConstantGuider(high, min_cfg)
     return kind(high, current.min_scale if min_cfg is None else min_cfg)
+
+
+def _interval(sigmas: Tuple[float, float]) -> Tuple[float, float]:
+    low, high = sigmas
+    if not 0 <= low < high:
+        raise UserError(f"--SVD.guidance_interval=[{low:g},{high:g}]: two sigmas, the second larger, none below 0")
+    return low, high
 
 
 def _choose(table: Mapping[str, Any], name: str, flag: str) -> Any:

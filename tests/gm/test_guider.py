@@ -37,6 +37,13 @@ def test_guidance_is_linear_between_the_halves(guider):
 
 
 def test_scale_one_needs_no_unconditional_half():
-    assert not ConstantGuider(1.0).is_active(14)
-    assert not LinearPredictionGuider(2.5, 1.0).is_active(1)
-    assert LinearPredictionGuider(2.5, 1.0).is_active(14)
+    assert not ConstantGuider(1.0).is_active(14, 1.0)
+    assert not LinearPredictionGuider(2.5, 1.0).is_active(1, 1.0)
+    assert LinearPredictionGuider(2.5, 1.0).is_active(14, 1.0)
+
+
+def test_guidance_on_an_interval_of_sigmas():
+    guider = ConstantGuider(2.0)
+    guider.interval = (0.5, 100.0)
+    assert [guider.is_active(14, sigma) for sigma in (0.1, 0.5, 3.0, 100.0, 700.0)] == [False, True, True, True, False]
+    assert ConstantGuider(2.0).is_active(14, 700.0), "the interval is one guider's own"

@@ -9,7 +9,15 @@ import pytest
 
 from gm.discretizer import EDMDiscretization
 from gm.guider import ConstantGuider
-from gm.sampler import DPMPP2MSampler, EulerAncestralSampler, EulerEDMSampler, HeunEDMSampler
+from gm.sampler import (
+    ConsistencySampler,
+    DPMPP2MSampler,
+    EulerAncestralSampler,
+    EulerEDMSampler,
+    HeunEDMSampler,
+)
+
+KINDS = (EulerEDMSampler, HeunEDMSampler, EulerAncestralSampler, DPMPP2MSampler, ConsistencySampler)
 
 DATA_STD = 0.7
 SIGMA_MAX = 20.0
@@ -47,6 +55,20 @@ def test_stochastic_samplers_keep_the_data_s_distribution(kind):
     assert abs(out.mean()) < 0.02
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_consistency_sampling_of_a_consistency_function_keeps_the_data_s_distribution(steps):
+    """For Gaussian data the map along the flow to σ = 0 scales by s/√(s² + σ²): what a distilled network learns."""
+    sampler = ConsistencySampler(EDMDiscretization(0.01, SIGMA_MAX), ConstantGuider(1.0), steps)
+    noise = np.random.default_rng(1).standard_normal(20000).astype(np.float32)
+    out = sampler(lambda x, sigma: x * DATA_STD / np.sqrt(DATA_STD**2 + sigma**2), noise, np.random.default_rng(2))
+    assert abs(out.std() / DATA_STD - 1) < 0.03
+
+
+def test_consistency_sampling_ends_well_above_the_lowest_sigma():
+    sigmas = ConsistencySampler(EDMDiscretization(0.002, 700.0), ConstantGuider(1.0), 4).sigmas()
+    assert len(sigmas) == 5 and sigmas[0] == pytest.approx(700) and 0.3 < sigmas[3] < 1.0 and sigmas[4] == 0
+
+
 def test_ancestral_without_fresh_noise_is_euler():
     noise = np.random.default_rng(1).standard_normal(16).astype(np.float32)
     ancestral = make(EulerAncestralSampler, 10, eta=0.0)(denoise, noise, np.random.default_rng(0))
@@ -54,7 +76,7 @@ def test_ancestral_without_fresh_noise_is_euler():
     np.testing.assert_allclose(ancestral, euler, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [EulerEDMSampler, HeunEDMSampler, EulerAncestralSampler, DPMPP2MSampler])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_depends_on_nothing_but_its_noise_and_generator(kind):
     sampler = make(kind, 6)
     noise = np.random.default_rng(1).standard_normal(16).astype(np.float32)

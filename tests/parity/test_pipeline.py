@@ -106,6 +106,17 @@ def test_guidance_halves_in_one_batch_or_in_turn(pipeline, image, frames_of_seed
     assert np.abs(pipeline(image, 7).astype(int) - frames_of_seed_7.astype(int)).max() <= 1
 
 
+def test_guidance_on_an_interval_of_sigmas(peer, image, frames_of_seed_7):
+    """The two steps are at σ 700 and 0.002: one, or neither, is outside."""
+
+    def sample(**options):
+        return SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, **options)(image, 7).astype(int)
+
+    assert np.abs(sample(guidance_interval=(0.0, 1000.0)) - frames_of_seed_7).max() <= 1
+    assert np.abs(sample(guidance_interval=(0.0, 1.0)) - frames_of_seed_7).max() > 1
+    assert np.abs(sample(guidance_interval=(800.0, 900.0)) - sample(guider="constant", max_cfg=1.0)).max() <= 1
+
+
 def test_amp_level_o2_computes_in_half_precision(peer, image, frames_of_seed_7):
     half = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, amp_level="O2")
     weights = dict(half.engine.network.net.parameters_and_names())
