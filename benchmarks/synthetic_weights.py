@@ -15,6 +15,7 @@ POOL = 1 << 24  # random values that are drawn once and used again at other offs
 
 def ensure_checkpoint(path: Path, config: Path) -> Path:
     """The file at `path`, written first if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_checkpoint(path, config)
     return path

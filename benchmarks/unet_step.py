@@ -5,6 +5,7 @@ without fused kernels, against diffusers in eager PyTorch, on the same weights a
 """
 
 import argparse
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -54,7 +55,7 @@ def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, 
 def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
     import torch
 
-    torch.set_num_threads(harness.os.cpu_count())
+    torch.set_num_threads(os.cpu_count())
     start = time.perf_counter()
     from benchmarks.peers import load_unet
 

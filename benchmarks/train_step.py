@@ -1,0 +1,134 @@
+"""How long one training step takes (forward, backward, AdamW; fp32): this project in both modes against diffusers in
+eager PyTorch, on the same weights and inputs. All of the UNet of configs/svd_tiny.yaml is trained, on the batches of
+configs/svd_tiny_train.yaml.
+
+    python benchmarks/train_step.py --repeats 3
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks import harness  # noqa: E402
+from gm.config import load_config, load_model  # noqa: E402
+
+PEER = "diffusers"
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+MODES = {"graph": 0, "pynative": 1}
+CONTENDERS = (*MODES, PEER)
+CONFIG = PROJECT / "configs/svd_tiny.yaml"
+
+
+def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.ndarray]:
+    """Random values in the shapes of :class:`gm.objective.TrainInputs`."""
+    network = load_config(CONFIG)["model"]["params"]["network_config"]["params"]
+    size = (batch * frames, height // 8, width // 8)
+    shapes = {
+        "x": (size[0], network["in_channels"], *size[1:]),
+        "c_noise": (batch,),
+        "crossattn": (batch, 1, network["context_dim"]),
+        "vector": (batch, network["adm_in_channels"]),
+        "target": (size[0], network["out_channels"], *size[1:]),
+    }
+    rng = np.random.default_rng(0)
+    values = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {**values, "weight": np.ones(batch, np.float32), "sigma": np.ones(batch, np.float32)}
+
+
+def run_ours(mode: int, args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
+    from gm.runtime import setup_runtime
+
+    setup_runtime(mode, "CPU")
+    from gm.distributed import Communicator
+    from gm.loss import DiffusionLoss
+    from gm.loss_scale import NoLossScale
+    from gm.objective import TrainInputs
+    from gm.optim import AdamW, AdamWOptions
+    from gm.train_step import TrainStep
+    from modules.train_options import LoRAOptions
+    from modules.trainables import choose_trainables
+
+    start = time.perf_counter()
+    engine = load_model(CONFIG)
+    engine.attach(args.checkpoint)
+    parameters = list(choose_trainables(engine.network, False, LoRAOptions(), 0).parameters.values())
+    network = engine.network.load()
+    adamw = AdamW(parameters, AdamWOptions(weight_decay=WEIGHT_DECAY))
+    train_step = TrainStep(DiffusionLoss(network), parameters, adamw, None, NoLossScale(), Communicator())
+    _measure(lambda: train_step([TrainInputs(**batch)], LEARNING_RATE), start, args.steps)
+
+
+def run_diffusers(args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    start = time.perf_counter()
+    from benchmarks.peers import unet_of_config
+
+    unet = unet_of_config(CONFIG, args.checkpoint).train()
+    adamw = torch.optim.AdamW(unet.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    values = {name: torch.from_numpy(array) for name, array in batch.items()}
+    b = len(batch["c_noise"])
+    x, target = (values[name].unflatten(0, (b, -1)) for name in ("x", "target"))
+
+    def step() -> float:
+        adamw.zero_grad()
+        prediction = unet(x, values["c_noise"], values["crossattn"], values["vector"]).sample
+        loss = ((prediction - target) ** 2).mean((1, 2, 3, 4)) @ values["weight"] / b
+        loss.backward()
+        adamw.step()
+        return loss.item()
+
+    _measure(step, start, args.steps)
+
+
+def _measure(step, start: float, steps: int) -> None:
+    loaded = time.perf_counter() - start
+    first = harness.timed(step)
+    rest = sorted(harness.timed(step) for _ in range(steps))
+    harness.report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2]})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="128x128", help="pixels, height x width")
+    parser.add_argument("--frames", type=int, default=8, help="in a clip")
+    parser.add_argument("--batch", type=int, default=4, help="clips")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps in each process, after the first")
+    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd_tiny.safetensors")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/train_step.json")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.child:
+        batch = inputs(args.batch, args.frames, *map(int, args.size.split("x")))
+        if args.child == PEER:
+            run_diffusers(args, batch)
+        else:
+            run_ours(MODES[args.child], args, batch)
+        return
+    from benchmarks.synthetic_weights import ensure_checkpoint
+
+    ensure_checkpoint(args.checkpoint, CONFIG)
+    common = [f"--{name}={getattr(args, name)}" for name in ("size", "frames", "batch", "steps", "checkpoint")]
+    commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
+    results = harness.alternate(commands, args.repeats)
+    question = {"what": "training step, fp32", "model": CONFIG.name}
+    harness.save(args.out, {**question, "size": args.size, "frames": args.frames, "batch": args.batch}, results, PEER)
+
+
+if __name__ == "__main__":
+    main()
