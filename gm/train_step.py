@@ -18,6 +18,7 @@ from gm.optim import AdamW
 from gm.recipes import Inputs
 
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
+SQUARES_AT_ONCE = 64  # tensors
 
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _add = ops.MultitypeFuncGraph("add_gradients")
@@ -70,23 +71,19 @@ class Accumulation(nn.Cell):
         return self.map(_add, sums, gradients)
 
 
-class Reduction(nn.Cell):
-    """The mean of the gradients over the devices, and every tensor's sum of squares.
+class SquareSums(nn.Cell):
+    """Every tensor's sum of squares.
 
-    Args:
-        reducer: the mean over devices; None for one device.
+    The gradients are not handed on, for what a compiled network is given and returns, it copies.
     """
 
-    def __init__(self, reducer: Optional[nn.Cell]) -> None:
+    def __init__(self) -> None:
         super().__init__(auto_prefix=False)
-        self.reducer = reducer
         self.map = ops.HyperMap()
 
     def construct(self, gradients):
-        """A tuple of gradients -> the tuple of their means, (n,)."""
-        if self.reducer is not None:
-            gradients = self.reducer(gradients)
-        return gradients, ops.stack(self.map(_square_sum, gradients))
+        """A tuple of n gradients -> (n,)."""
+        return ops.stack(self.map(_square_sum, gradients))
 
 
 class StepResult(NamedTuple):
@@ -132,7 +129,8 @@ class TrainStep:
         self.batches = batches
         self._gradients = Gradients(loss, parameters)
         self._accumulate = Accumulation()
-        self._reduce = Reduction(communicator.reducer(parameters))
+        self._reduce = communicator.reducer(parameters)
+        self._square_sums = SquareSums()
 
     def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
@@ -152,12 +150,18 @@ class TrainStep:
             clip_losses, gradients = self._gradients(*batch.tensors(), loss_scale)
             total = gradients if total is None else self._accumulate(ms.mutable(total), ms.mutable(gradients))
             loss_sums = loss_sums + batch.loss_sums(clip_losses.asnumpy().astype(np.float64))
-        gradients, square_sums = self._reduce(ms.mutable(total))
+        gradients = total if self._reduce is None else self._reduce(ms.mutable(total))
         loss_sums = self.communicator.sum(loss_sums)
-        norm = math.sqrt(square_sums.asnumpy().astype(np.float64).sum()) * self._unscale
+        norm = math.sqrt(self._square_sum(gradients)) * self._unscale
         loss_finite = bool(np.isfinite(loss_sums).all())
         finite = loss_finite and math.isfinite(norm)
         return gradients, StepResult(loss_sums, norm, finite, loss_finite and not finite and self.loss_scale.can_shrink)
+
+    def _square_sum(self, gradients: Tuple[Tensor, ...]) -> float:
+        """Of all gradients together; a group at a time, for all squares at once are as large as the gradients."""
+        starts = range(0, len(gradients), SQUARES_AT_ONCE)
+        groups = [gradients[start : start + SQUARES_AT_ONCE] for start in starts]
+        return sum(self._square_sums(ms.mutable(group)).asnumpy().astype(np.float64).sum() for group in groups)
 
     @property
     def _unscale(self) -> float:
