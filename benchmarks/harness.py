@@ -32,6 +32,19 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def measure_steps(step: Callable[[], Any], start: float, steps: int) -> None:
+    """Called by a contender's process: times a first step and `steps` more, and sends the figures.
+
+    Args:
+        start: of the loading that ends here, by `time.perf_counter`.
+        steps: the median of these is the step's time; with 0 it is the first one's.
+    """
+    loaded = time.perf_counter() - start
+    first = timed(step)
+    rest = sorted(timed(step) for _ in range(steps)) or [first]
+    report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2]})
+
+
 def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> Dict[str, List[Result]]:
     """Each contender's figures from `repeats` rounds.
 

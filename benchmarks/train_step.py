@@ -63,7 +63,7 @@ def run_ours(mode: int, args: argparse.Namespace, batch: Dict[str, np.ndarray]) 
     network = engine.network.load()
     adamw = AdamW(parameters, AdamWOptions(weight_decay=WEIGHT_DECAY))
     train_step = TrainStep(DiffusionLoss(network), parameters, adamw, None, NoLossScale(), Communicator())
-    _measure(lambda: train_step([TrainInputs(**batch)], LEARNING_RATE), start, args.steps)
+    harness.measure_steps(lambda: train_step([TrainInputs(**batch)], LEARNING_RATE), start, args.steps)
 
 
 def run_diffusers(args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
@@ -87,14 +87,7 @@ def run_diffusers(args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> Non
         adamw.step()
         return loss.item()
 
-    _measure(step, start, args.steps)
-
-
-def _measure(step, start: float, steps: int) -> None:
-    loaded = time.perf_counter() - start
-    first = harness.timed(step)
-    rest = sorted(harness.timed(step) for _ in range(steps))
-    harness.report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2]})
+    harness.measure_steps(step, start, args.steps)
 
 
 def parse() -> argparse.Namespace:

@@ -49,7 +49,7 @@ def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, 
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
     arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), frames)
     with fused_kernels_inside() if name == "graph" else nullcontext():
-        _measure(lambda: net(*arguments).asnumpy(), start, steps)
+        harness.measure_steps(lambda: net(*arguments).asnumpy(), start, steps)
 
 
 def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
@@ -67,16 +67,7 @@ def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps:
         with torch.no_grad():
             return unet(x, c_noise, tokens, numbers).sample.flatten(0, 1).numpy()
 
-    _measure(step, start, steps)
-
-
-def _measure(step, start: float, steps: int) -> None:
-    loaded = time.perf_counter() - start
-    first = harness.timed(step)
-    rest = sorted(harness.timed(step) for _ in range(steps))
-    out = step() if not rest else None
-    harness.report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2] if rest else first})
-    del out
+    harness.measure_steps(step, start, steps)
 
 
 def main() -> None:
