@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
 
 Result = Dict[str, float]
 RESULT_MARK = "benchmark-result: "
@@ -88,13 +90,33 @@ def table(medians: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def save(path: Path, question: Mapping[str, Any], results: Mapping[str, List[Result]], peer: str) -> None:
-    """Writes all figures as JSON, and prints the table."""
+def save(
+    path: Path,
+    question: Mapping[str, Any],
+    results: Mapping[str, List[Result]],
+    peer: str,
+    flops: Optional[Mapping[str, int]] = None,
+) -> None:
+    """Writes all figures as JSON, and prints the table.
+
+    Args:
+        flops: the arithmetic of each contender's step: its share of what the machine could do in that time is added.
+    """
     medians = summary(results, peer)
+    if flops is not None:
+        question = {**question, "flops": dict(flops), "matmul_flops_per_s": matmul_rate()}
+        for name, figures in medians.items():
+            figures["of_matmul_rate"] = flops[name] / figures["step_s"] / question["matmul_flops_per_s"]
     record = {"question": dict(question), "machine": machine(), "medians": medians, "runs": results}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     sys.stdout.write(table(medians) + f"\n{path}\n")
+
+
+def matmul_rate(size: int = 4096, repeats: int = 5) -> float:
+    """Operations per second of a large fp32 matrix product, the best of some: what this machine can do."""
+    a, b = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in range(2))
+    return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(repeats))
 
 
 def machine() -> Dict[str, Any]:

@@ -1,14 +1,24 @@
 """diffusers' networks with the weights of a published file, memory-mapped."""
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
+import numpy as np
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gm.checkpoint import open_checkpoint
 from gm.config import load_config
-from svd_tools.key_map import UNET_PREFIX, diffusers_places
+from svd_tools.key_map import (
+    CONV_1X1,
+    EMBEDDER_VAE_PREFIX,
+    FIRST_STAGE_PREFIX,
+    TRANSPOSED,
+    UNET_PREFIX,
+    VISUAL_PREFIX,
+    diffusers_places,
+)
 
 
 def load_unet(checkpoint: Path) -> UNetSpatioTemporalConditionModel:
@@ -48,8 +58,44 @@ def unet_of_config(config: Path, checkpoint: Path) -> UNetSpatioTemporalConditio
     return unet
 
 
-def _state(checkpoint: Path) -> Dict[str, torch.Tensor]:
-    """diffusers' name -> tensor, on the file's memory map."""
+def load_vae(checkpoint: Path) -> AutoencoderKLTemporalDecoder:
+    """The full-size autoencoder: the conditioner's encoder and the temporal decoder."""
+    with torch.device("meta"):
+        vae = AutoencoderKLTemporalDecoder(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2
+        )
+    vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)), assign=True)
+    return vae.eval()
+
+
+def load_image_encoder(checkpoint: Path) -> CLIPVisionModelWithProjection:
+    """CLIP's image tower, ViT-H/14."""
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            projection_dim=1024,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+    )
+    state = _state(checkpoint, (VISUAL_PREFIX,))
+    missing, extra = clip.load_state_dict(state, strict=False, assign=True)
+    assert not extra and all(name.endswith("position_ids") for name in missing)
+    return clip.eval()
+
+
+def _state(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:
+    """diffusers' name -> tensor, on the file's memory map where the layouts agree."""
     with open_checkpoint(checkpoint) as source:
-        names = [name for name in source.info if name.startswith(UNET_PREFIX)]
-        return {place.names[0]: torch.from_numpy(source.read(name)) for name, place in diffusers_places(names).items()}
+        tensors = {name: source.read(name) for name in source.info if name.startswith(prefixes)}
+    state = {}
+    for name, place in diffusers_places(tensors).items():
+        array = tensors[name].T if place.layout == TRANSPOSED else tensors[name]
+        array = array.reshape(array.shape[:2]) if place.layout == CONV_1X1 else array
+        parts = np.split(array, len(place.names))
+        state.update({key: torch.from_numpy(np.ascontiguousarray(part)) for key, part in zip(place.names, parts)})
+    return state

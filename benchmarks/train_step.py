@@ -22,7 +22,7 @@ from gm.config import load_config, load_model  # noqa: E402
 
 PEER = "diffusers"
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
-MODES = {"graph": 0, "pynative": 1}
+MODES = {"graph": 0, "unfused": 0, "pynative": 1}
 CONTENDERS = (*MODES, PEER)
 CONFIG = PROJECT / "configs/svd_tiny.yaml"
 
@@ -43,10 +43,10 @@ def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.nda
     return {**values, "weight": np.ones(batch, np.float32), "sigma": np.ones(batch, np.float32)}
 
 
-def run_ours(mode: int, args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
+def run_ours(name: str, args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
     from gm.runtime import setup_runtime
 
-    setup_runtime(mode, "CPU")
+    setup_runtime(MODES[name], "CPU")
     from gm.distributed import Communicator
     from gm.loss import DiffusionLoss
     from gm.loss_scale import NoLossScale
@@ -62,7 +62,9 @@ def run_ours(mode: int, args: argparse.Namespace, batch: Dict[str, np.ndarray]) 
     parameters = list(choose_trainables(engine.network, False, LoRAOptions(), 0).parameters.values())
     network = engine.network.load()
     adamw = AdamW(parameters, AdamWOptions(weight_decay=WEIGHT_DECAY))
-    train_step = TrainStep(DiffusionLoss(network), parameters, adamw, None, NoLossScale(), Communicator())
+    train_step = TrainStep(
+        DiffusionLoss(network), parameters, adamw, None, NoLossScale(), Communicator(), fuse_kernels=name == "graph"
+    )
     harness.measure_steps(lambda: train_step([TrainInputs(**batch)], LEARNING_RATE), start, args.steps)
 
 
@@ -111,7 +113,7 @@ def main() -> None:
         if args.child == PEER:
             run_diffusers(args, batch)
         else:
-            run_ours(MODES[args.child], args, batch)
+            run_ours(args.child, args, batch)
         return
     from benchmarks.synthetic_weights import ensure_checkpoint
 

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Dict
 
 import numpy as np
 
@@ -17,6 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks import harness  # noqa: E402
+from benchmarks.flops import Clip, unet_flops  # noqa: E402
 
 PEER = "diffusers"
 MODES = {"graph": 0, "unfused": 0, "pynative": 1}  # "unfused": graph mode with --SVD.fuse_kernels=False
@@ -70,6 +72,14 @@ def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps:
     harness.measure_steps(step, start, steps)
 
 
+def arithmetic(frames: int, height: int, width: int) -> Dict[str, int]:
+    """Contender -> floating-point operations of its step: ours need none for queries over the one context token."""
+    from modules.parameter_table import expected_parameters
+
+    shapes, clip = expected_parameters(PROJECT / "configs/svd.yaml"), Clip(2, frames, height // 8, width // 8)
+    return {name: unet_flops(shapes, clip, one_token_shortcut=name != PEER) for name in CONTENDERS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="128x128", help="pixels, height x width")
@@ -95,7 +105,7 @@ def main() -> None:
         commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
         results = harness.alternate(commands, args.repeats)
         question = {"what": "UNet step, guidance on, fp32", "size": args.size, "frames": args.frames}
-        harness.save(args.out, question, results, PEER)
+        harness.save(args.out, question, results, PEER, arithmetic(args.frames, height, width))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from gm import kernels
 MACHINES = ("x86_64", "aarch64")
 COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
 LARGE = 100_000_000  # parameters, from which on building the kernels pays within one run
+COMPILER_LOG = "dsa_transfrom.log"  # its name as AKG spells it
 CACHE_PATH = "MS_COMPILER_CACHE_PATH"  # MindSpore's variable: the folder of the kernels
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def worth_fusing(network: nn.Cell) -> bool:
 def fused_kernels_inside() -> Iterator[bool]:
     """Networks that are compiled inside the block are fused where that is possible; the value says whether it is.
 
-    The working directory is the cache folder meanwhile: the compiler leaves its log where it runs.
+    The compiler's log, which it leaves in the working directory, is removed.
     """
     reason = obstacle()
     folder = None if reason else _cache_folder()
@@ -60,9 +61,9 @@ def fused_kernels_inside() -> Iterator[bool]:
         logger.info("no fused kernels: %s", reason or "no folder to keep them in")
         yield False
         return
-    here, known = Path.cwd(), os.environ.get(CACHE_PATH)
+    log, known = Path.cwd() / COMPILER_LOG, os.environ.get(CACHE_PATH)
+    foreign = log.exists()
     os.environ[CACHE_PATH] = str(folder)
-    os.chdir(folder)
     ms.set_context(enable_graph_kernel=True)
     kernels.fusing = True
     try:
@@ -70,7 +71,8 @@ def fused_kernels_inside() -> Iterator[bool]:
     finally:
         kernels.fusing = False
         ms.set_context(enable_graph_kernel=False)
-        os.chdir(here)
+        if not foreign:
+            log.unlink(missing_ok=True)
         if known is None:
             del os.environ[CACHE_PATH]
         else:

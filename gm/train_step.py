@@ -5,7 +5,8 @@ loss scale) is decided on the host, the same way in graph and PyNative mode.
 """
 
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple
+from contextlib import nullcontext
+from typing import ContextManager, NamedTuple, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.distributed import Communicator
 from gm.ema import WeightAverage
+from gm.kernel_fusion import fused_kernels_inside
 from gm.loss_scale import LossScale
 from gm.optim import AdamW
 from gm.recipes import Inputs
@@ -109,6 +111,7 @@ class TrainStep:
         clip_norm: the largest norm of all gradients together; None for no limit.
         drop_overflow_update: go on with the next batches after an overflow of fp16; False repeats the step with the
             lower loss scale, so that no batch is lost.
+        fuse_kernels: compile fused kernels where that is possible (:mod:`gm.kernel_fusion`).
     """
 
     def __init__(
@@ -122,10 +125,12 @@ class TrainStep:
         batches: int = 1,
         clip_norm: Optional[float] = None,
         drop_overflow_update: bool = True,
+        fuse_kernels: bool = False,
     ) -> None:
         self.optimizer, self.average, self.loss_scale = optimizer, average, loss_scale
         self.communicator, self.clip_norm, self.drop_overflow_update = communicator, clip_norm, drop_overflow_update
         self.updates = 0
+        self._to_fuse = fuse_kernels
         self.batches = batches
         self._gradients = Gradients(loss, parameters)
         self._accumulate = Accumulation()
@@ -135,12 +140,18 @@ class TrainStep:
     def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
         while True:
-            gradients, result = self._mean_gradients(batches)
-            if result.updated:
-                self._update(gradients, result.grad_norm, lr)
+            with self._compiling():
+                gradients, result = self._mean_gradients(batches)
+                if result.updated:
+                    self._update(gradients, result.grad_norm, lr)
+                    self._to_fuse = False
             self.loss_scale.adjust(result.updated)
             if self.drop_overflow_update or not result.overflow:
                 return result
+
+    def _compiling(self) -> ContextManager[object]:
+        """Every graph is compiled by the end of the first update."""
+        return fused_kernels_inside() if self._to_fuse else nullcontext()
 
     def _mean_gradients(self, batches: Sequence[Inputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
         """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""

@@ -19,6 +19,8 @@ class EnvironmentOptions:
         device_target: auto takes an Ascend card if there is one, else the CPU.
         distributed: several processes train together; start them with msrun.
         shard_optimizer: each Ascend card holds a share of the optimizer's state, with distributed.
+        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each, which takes a minute
+            and a third off a step of the UNet. By default for runs of 300 updates or more of the stage unet; needs g++.
         debug: log more.
         enable_modelarts: the reference toolkit's; False only.
     """
@@ -28,6 +30,7 @@ class EnvironmentOptions:
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     distributed: bool = False
     shard_optimizer: bool = False
+    fuse_kernels: Optional[bool] = None
     debug: bool = False
     enable_modelarts: Literal[False] = False
 

@@ -38,6 +38,7 @@ from modules.validation import ValidationVideos
 
 INITIAL_WEIGHTS = "initial.safetensors"
 TENSORBOARD = "tensorboard"
+STEPS_TO_FUSE = 300  # from which on building fused kernels, a minute, pays by far
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def training_run(
         batches, steps = plan_batches(options, dataset, communicator)
         model = load_config(svd_config, flag="--svd_config")["model"]
         trainer = Trainer(
-            build_step(learning, options, amp, communicator),
+            build_step(learning, options, amp, communicator, steps),
             learning.trainables.parameters,
             engine,
             learning.recipe,
@@ -148,8 +149,10 @@ def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communica
     return Batches(open_batches, per_epoch, batch_size), steps
 
 
-def build_step(learning: Learning, options: TrainingOptions, amp: str, communicator: Communicator) -> TrainStep:
-    """The optimizer step."""
+def build_step(
+    learning: Learning, options: TrainingOptions, amp: str, communicator: Communicator, steps: int
+) -> TrainStep:
+    """The optimizer step of a run of so many steps."""
     parameters = list(learning.trainables.parameters.values())
     settings, optimizer = options.settings, options.optimizer
     adamw = AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
@@ -163,7 +166,15 @@ def build_step(learning: Learning, options: TrainingOptions, amp: str, communica
         settings.gradient_accumulation_steps,
         settings.clip_norm if settings.clip_grad else None,
         settings.drop_overflow_update,
+        fuse_kernels(options, steps),
     )
+
+
+def fuse_kernels(options: TrainingOptions, steps: int) -> bool:
+    """Whether to build fused kernels; the same for a run and for its resumption, for the losses' last digits."""
+    if options.environment.fuse_kernels is not None:
+        return options.environment.fuse_kernels
+    return options.run.stage == "unet" and steps >= STEPS_TO_FUSE
 
 
 def amp_level(options: TrainingOptions, runtime: Runtime) -> str:

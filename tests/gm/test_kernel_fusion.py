@@ -29,11 +29,10 @@ from gm.kernel_fusion import CACHE_PATH, fused_kernels_inside
 from gm.kernels import GELU
 
 ms.set_context(mode=ms.GRAPH_MODE)
-here = os.getcwd()
 with fused_kernels_inside() as fused:
-    assert fused and os.getcwd() != here
+    assert fused
     GELU()(ms.Tensor(np.ones((64, 96), np.float32)))
-assert os.getcwd() == here and CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
+assert CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
 """
 
 

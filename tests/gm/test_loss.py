@@ -1,5 +1,7 @@
 """The objective against its formula, the loss and its gradients against diffusers' UNet in PyTorch."""
 
+from contextlib import nullcontext
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gm.conditioner import Conditioning
 from gm.conditioning_dropout import ConditioningDropout
 from gm.denoiser import Denoiser, VScalingWithEDMcNoise
 from gm.errors import UserError
+from gm.kernel_fusion import fused_kernels_inside, obstacle
 from gm.loss import DiffusionLoss
 from gm.noise_levels import LogNormal
 from gm.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
@@ -27,7 +30,9 @@ def twins():
     return net, Twin(net)
 
 
-def test_loss_and_every_gradient_are_those_of_diffusers(twins):
+@pytest.mark.parametrize("fuse", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["pynative", "fused"])
+def test_loss_and_every_gradient_are_those_of_diffusers(twins, fuse):
+    """Fused kernels as long runs have them on CPU in graph mode."""
     net, twin = twins
     latents, cond = random_clips(t=2)
     noise = np.random.default_rng(10).standard_normal(latents.shape, np.float32)
@@ -35,7 +40,12 @@ def test_loss_and_every_gradient_are_those_of_diffusers(twins):
     twin.unet.zero_grad()
     theirs.backward()
     step = make_step(net)
-    gradients, result = step._mean_gradients([make_objective().inputs(latents, cond, SIGMA, noise)])
+    if fuse:
+        ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
+        if obstacle():
+            pytest.skip(obstacle())
+    with fused_kernels_inside() if fuse else nullcontext():
+        gradients, result = step._mean_gradients([make_objective().inputs(latents, cond, SIGMA, noise)])
 
     assert mean_losses(result.loss_sums)["loss"] == pytest.approx(theirs.item(), rel=TOLERANCE)
     wanted = {name: parameter.grad.numpy() for name, parameter in twin.parameters().items()}

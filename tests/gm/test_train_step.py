@@ -1,9 +1,12 @@
 """One update: accumulation, clipping, what stays frozen, what is skipped, and the two modes and precisions."""
 
+from contextlib import contextmanager
+
 import mindspore as ms
 import numpy as np
 import pytest
 
+from gm import train_step
 from gm.loss_scale import LossScale
 from gm.optim import AdamWOptions
 from gm.precision import set_compute_dtype
@@ -106,6 +109,24 @@ def test_both_modes_agree():
     graph, others = run(random_unet(**SMALL), steps=2, batches=2, ema_decay=0.5, clip_norm=1.0)
     assert [result.grad_norm for result in results] == pytest.approx([o.grad_norm for o in others], rel=1e-4)
     assert_close(graph, pynative)
+
+
+def test_every_graph_is_fused_when_asked_and_only_once(monkeypatch):
+    """A first update that is skipped has not compiled all of them."""
+    opened = []
+
+    @contextmanager
+    def count():
+        opened.append(True)
+        yield True
+
+    monkeypatch.setattr(train_step, "fused_kernels_inside", count)
+    bad = make_inputs(size=4)
+    bad.x[0, 0, 0, 0] = np.nan
+    step = make_step(random_unet(**SMALL), fuse_kernels=True)
+    for inputs in (bad, make_inputs(size=4), make_inputs(size=4)):
+        step([inputs], LR)
+    assert len(opened) == 2
 
 
 # ----------------------------------------------------------------------------------------- what is not finite

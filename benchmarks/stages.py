@@ -1,0 +1,116 @@
+"""How long the stages around the UNet take at full size, fp32: the decoder, or both image encoders (CLIP and VAE).
+
+This project as `image_to_video.py` runs them, against diffusers and transformers in eager PyTorch, on the same weights
+and inputs.
+
+    python benchmarks/stages.py --stage decode --size 256x256 --frames 14
+    python benchmarks/stages.py --stage encode --size 256x256
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks import harness  # noqa: E402
+
+OURS, PEER = "ours", "diffusers"
+CONTENDERS = (OURS, PEER)
+STAGES = ("decode", "encode")
+CLIP_SIZE = 224
+CONFIG = PROJECT / "configs/svd.yaml"
+
+
+def inputs(args: argparse.Namespace) -> Dict[str, np.ndarray]:
+    """Latents of a clip (t, 4, h/8, w/8), a picture (1, 3, h, w) in -1..1, and as CLIP sees it (1, 3, 224, 224)."""
+    height, width = map(int, args.size.split("x"))
+    rng = np.random.default_rng(0)
+    return {
+        "latents": rng.standard_normal((args.frames, 4, height // 8, width // 8), np.float32),
+        "pixels": rng.uniform(-1, 1, (1, 3, height, width)).astype(np.float32),
+        "clip_pixels": rng.standard_normal((1, 3, CLIP_SIZE, CLIP_SIZE), np.float32),
+    }
+
+
+def run_ours(args: argparse.Namespace) -> None:
+    from gm.runtime import PYNATIVE_MODE, setup_runtime
+
+    setup_runtime(PYNATIVE_MODE, "CPU")
+    from gm.config import load_model
+    from modules.conditioning import conditioning_inputs
+
+    values = inputs(args)
+    start = time.perf_counter()
+    engine = load_model(CONFIG)
+    engine.attach(args.checkpoint)
+    if args.stage == "decode":
+        engine.first_stage.load()
+        clip = values["latents"][None] * np.float32(engine.scale_factor)
+        harness.measure_steps(lambda: engine.decode(clip, args.chunk), start, args.steps)
+    else:
+        engine.conditioner.load()
+        pixels = values["pixels"]
+        batch = conditioning_inputs(pixels, np.zeros_like(pixels), fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
+        harness.measure_steps(lambda: engine.condition(batch), start, args.steps)
+
+
+def run_diffusers(args: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    start = time.perf_counter()
+    from benchmarks.peers import load_image_encoder, load_vae
+
+    values = {name: torch.from_numpy(array) for name, array in inputs(args).items()}
+    vae = load_vae(args.checkpoint)
+    if args.stage == "decode":
+        chunks = values["latents"].split(args.chunk or args.frames)
+
+        def step() -> np.ndarray:
+            with torch.no_grad():
+                return torch.cat([vae.decode(chunk, len(chunk)).sample for chunk in chunks]).numpy()
+    else:
+        clip = load_image_encoder(args.checkpoint)
+
+        def step() -> np.ndarray:
+            with torch.no_grad():
+                return clip(values["clip_pixels"]).image_embeds, vae.encode(values["pixels"]).latent_dist.mode().numpy()
+
+    harness.measure_steps(step, start, args.steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, default="decode", help="what is measured")
+    parser.add_argument("--size", default="256x256", help="pixels, height x width")
+    parser.add_argument("--frames", type=int, default=14, help="that are decoded")
+    parser.add_argument("--chunk", type=int, default=0, help="frames decoded together; 0: all")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
+    parser.add_argument("--steps", type=int, default=2, help="timed calls in each process, after the first")
+    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd.safetensors")
+    parser.add_argument("--out", type=Path, help="by default benchmarks/results/STAGE.json")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        run_ours(args) if args.child == OURS else run_diffusers(args)
+        return
+    from benchmarks.synthetic_weights import ensure_checkpoint
+
+    ensure_checkpoint(args.checkpoint, CONFIG)
+    common = [f"--{name}={getattr(args, name)}" for name in ("stage", "size", "frames", "chunk", "steps", "checkpoint")]
+    commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
+    results = harness.alternate(commands, args.repeats)
+    question = {"what": f"{args.stage}, fp32", "size": args.size, "frames": args.frames, "chunk": args.chunk}
+    harness.save(args.out or PROJECT / f"benchmarks/results/{args.stage}.json", question, results, PEER)
+
+
+if __name__ == "__main__":
+    main()
