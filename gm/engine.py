@@ -16,6 +16,7 @@ from gm.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
+from gm.feature_cache import FeatureCache
 from gm.guider import EVERY_SIGMA, Guider
 from gm.kernel_fusion import fused_kernels_inside, worth_fusing
 from gm.runtime import eager
@@ -41,6 +42,7 @@ class DiffusionEngine:
     Attributes:
         fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`); None: if the UNet
             is large enough for that to pay.
+        feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.feature_cache`); 1: always.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
@@ -60,6 +62,7 @@ class DiffusionEngine:
         self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fuse_kernels: Optional[bool] = None
+        self.feature_cache = 1
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
         self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
@@ -120,7 +123,7 @@ class DiffusionEngine:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
         with self.network as network, self._fusion(network):
-            evaluate = _network_function(network, self.network.dtype)
+            evaluate = _network_function(network, self.network.dtype, self.feature_cache)
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))
 
@@ -169,16 +172,16 @@ def _progress(title: str) -> Callable:
     return wrap
 
 
-def _network_function(network: nn.Cell, dtype: ms.Type) -> Callable:
+def _network_function(network: nn.Cell, dtype: ms.Type, feature_cache: int) -> Callable:
     """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips."""
+    cache = FeatureCache(network, feature_cache) if feature_cache > 1 else None
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape
         image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
         frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
-        out = network(
-            Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t
-        )
+        tensors = Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype)
+        out = network(*tensors, t) if cache is None else cache(cond, *tensors, t)
         return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
 
     return evaluate
@@ -187,6 +190,7 @@ def _network_function(network: nn.Cell, dtype: ms.Type) -> Callable:
 def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
     """(x, σ) -> the guided estimate of the clean latents."""
     uncond = cond.unconditional()
+    both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
     one_batch = guider.interval == EVERY_SIGMA  # else steps of either kind would be compiled separately
 
     def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
@@ -195,7 +199,6 @@ def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Condit
             return denoiser(evaluate, x, sigma, cond)
         if not one_batch or 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
             return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
-        both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
         halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)
         return guider(halves[:b], halves[b:])
 

@@ -121,8 +121,13 @@ class VideoUNet(nn.Cell):
         Returns:
             (b·t, out_channels, h, w).
         """
-        sinusoid = sinusoidal_embedding(c_noise, self.model_channels).astype(x.dtype)
-        emb = self.time_embed(sinusoid) + self.label_emb[0](vector.astype(x.dtype))  # b e
+        return self.with_deep_features(x, c_noise, context, vector, num_frames)[0]
+
+    def with_deep_features(
+        self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int
+    ) -> Tuple[Tensor, Tensor]:
+        """As :meth:`construct`, and what its last stage took from the one before, (b·t, c, h, w)."""
+        emb = self._embedding(x, c_noise, vector)
         skips = ()
         for stage in self.input_blocks:
             for block in stage:
@@ -130,11 +135,34 @@ class VideoUNet(nn.Cell):
             skips += (x,)
         for block in self.middle_block:
             x = block(x, emb, context, num_frames)
+        deep = x
         for index, stage in enumerate(self.output_blocks):
+            deep = x
             x = ops.cat((x, skips[-1 - index]), axis=1)
             for block in stage:
                 x = block(x, emb, context, num_frames)
+        return self.out(x), deep
+
+    def from_deep_features(
+        self, deep: Tensor, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int
+    ) -> Tensor:
+        """The last stage alone, over the deep features of another noise level (DeepCache, Ma et al. 2024).
+
+        Args:
+            deep: from :meth:`with_deep_features`; the others as in :meth:`construct`.
+        """
+        emb = self._embedding(x, c_noise, vector)
+        for block in self.input_blocks[0]:
+            x = block(x, emb, context, num_frames)
+        x = ops.cat((deep, x), axis=1)
+        for block in self.output_blocks[-1]:
+            x = block(x, emb, context, num_frames)
         return self.out(x)
+
+    def _embedding(self, x: Tensor, c_noise: Tensor, vector: Tensor) -> Tensor:
+        """Of the noise level and the vector conditioning, (b, 4·model_channels)."""
+        sinusoid = sinusoidal_embedding(c_noise, self.model_channels).astype(x.dtype)
+        return self.time_embed(sinusoid) + self.label_emb[0](vector.astype(x.dtype))
 
 
 def _transformer(head_channels: int, context_dim: int, depth: int, channels: int) -> SpatialVideoTransformer:

@@ -38,14 +38,16 @@ def torch_unet(peer, x, c_noise, context, numbers):
     return out.sample.flatten(0, 1).numpy()
 
 
-def our_unet(engine, x, c_noise, context, numbers):
+def our_unet(engine, *inputs):
+    return engine.network.load()(*our_inputs(engine, *inputs)).asnumpy()
+
+
+def our_inputs(engine, x, c_noise, context, numbers):
     conditioner = engine.conditioner.load()
     vector = np.concatenate(
         [conditioner.embedders[i](Tensor(numbers[:, k])).asnumpy() for k, i in enumerate((1, 2, 4))], axis=1
     )
-    frames = len(x) // len(numbers)
-    net = engine.network.load()
-    return net(Tensor(x), Tensor(c_noise), Tensor(context), Tensor(vector), frames).asnumpy()
+    return Tensor(x), Tensor(c_noise), Tensor(context), Tensor(vector), len(x) // len(numbers)
 
 
 SHAPES = [(1, 1, 8, 8), (1, 14, 8, 16), (1, 25, 8, 8), (2, 3, 16, 8)]  # batch, frames, latent height and width
@@ -76,6 +78,17 @@ def test_unet_of_fused_kernels(peer, engine):
     finally:
         ms.set_context(mode=before)
     assert relative_error(fused, torch_unet(peer, *inputs)) <= TOLERANCE
+
+
+def test_unet_from_its_own_deep_features(engine):
+    """Of the same inputs they give the same result; and little of the network is evaluated then."""
+    net = engine.network.load()
+    inputs = our_inputs(engine, *unet_inputs(2, 3, 8, 8))
+    out, deep = net.with_deep_features(*inputs)
+    assert np.array_equal(net(*inputs).asnumpy(), out.asnumpy())
+    assert relative_error(net.from_deep_features(deep, *inputs).asnumpy(), out.asnumpy()) <= 1e-6
+    other = net.from_deep_features(deep, inputs[0][::-1], *inputs[1:])
+    assert relative_error(other.asnumpy(), out.asnumpy()) > 1e-2
 
 
 def test_unet_with_several_context_tokens(engine):

@@ -117,6 +117,19 @@ def test_guidance_on_an_interval_of_sigmas(peer, image, frames_of_seed_7):
     assert np.abs(sample(guidance_interval=(800.0, 900.0)) - sample(guider="constant", max_cfg=1.0)).max() <= 1
 
 
+@pytest.mark.parametrize("batched_bytes", [0, 1 << 27], ids=["in turn", "one batch"])
+def test_feature_cache(peer, image, frames_of_seed_7, monkeypatch, batched_bytes):
+    """The first step is exact, the second, in the middle of three, is not; the third's noise level is nearly 0."""
+    monkeypatch.setattr("gm.engine.BATCHED_GUIDANCE_BYTES", batched_bytes)
+
+    def sample(steps, **options):
+        pipeline = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=steps, **options)
+        return pipeline(image, 7).astype(int)
+
+    assert np.abs(sample(2, feature_cache=2) - frames_of_seed_7).max() <= 1
+    assert np.abs(sample(3, feature_cache=2) - sample(3)).max() > 1
+
+
 def test_amp_level_o2_computes_in_half_precision(peer, image, frames_of_seed_7):
     half = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, amp_level="O2")
     weights = dict(half.engine.network.net.parameters_and_names())
