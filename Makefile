@@ -6,10 +6,13 @@ IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?= configs/svd.yaml
 
-.PHONY: setup setup-dev video test test-slow lint bench clean
+.PHONY: setup setup-dev demo video test test-slow lint bench clean
 
 setup: $(VENV)/.run-time
 setup-dev: $(VENV)/.development
+
+demo: setup
+	$(BIN)/python image_to_video.py --image=$(IMAGE)
 
 video: setup
 	$(BIN)/python image_to_video.py --SVD.config=$(CONFIG) --SVD.checkpoint=$(CHECKPOINT) --image=$(IMAGE)

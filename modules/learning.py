@@ -6,7 +6,7 @@ from typing import Callable, Dict, NamedTuple
 import mindspore as ms
 from mindspore import nn
 
-from gm.autoencoder_loss import AutoencoderLoss, DecoderLoss
+from gm.autoencoder_loss import AutoencoderLoss, DecoderLoss, ReconstructionLoss
 from gm.conditioning_dropout import ConditioningDropout
 from gm.engine import DiffusionEngine
 from gm.frozen_encoders import FrozenEncoders
@@ -52,8 +52,7 @@ def learn_autoencoder(engine: DiffusionEngine, options: TrainingOptions, amp: st
     conditioner = engine.conditioner.part("image autoencoder", in_image_autoencoder)
     trainables = train_autoencoder(conditioner, engine.first_stage)
     autoencoder = image_autoencoder(conditioner.load())
-    weights = options.autoencoder
-    loss = AutoencoderLoss(autoencoder, weights.edge_weight, weights.kl_weight)
+    loss = AutoencoderLoss(autoencoder, _reconstruction(options), options.autoencoder.kl_weight)
     _log(trainables, amp)
     return Learning(trainables, loss, AutoencoderRecipe(autoencoder.post_quant_conv.weight.shape[1]))
 
@@ -62,9 +61,13 @@ def learn_decoder(engine: DiffusionEngine, options: TrainingOptions, amp: str) -
     """The temporal decoder."""
     engine.first_stage.offload = False
     trainables = train_decoder(engine.first_stage, options.run.temporal_only)
-    loss = DecoderLoss(engine.first_stage.load(), options.autoencoder.edge_weight)
+    loss = DecoderLoss(engine.first_stage.load(), _reconstruction(options))
     _log(trainables, amp)
     return Learning(trainables, loss, DecoderRecipe(_encoders(engine, options), options.autoencoder.latent_noise))
+
+
+def _reconstruction(options: TrainingOptions) -> ReconstructionLoss:
+    return ReconstructionLoss(options.autoencoder.edge_weight, options.autoencoder.colour_weight)
 
 
 LEARNING: Dict[str, Callable[[DiffusionEngine, TrainingOptions, str], Learning]] = {

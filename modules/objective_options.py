@@ -53,11 +53,13 @@ class AutoencoderOptions:
 
     Args:
         edge_weight: of the differences between neighbouring pixels, and frames, beside the pixels'.
+        colour_weight: of the mean colours of blocks of 8x8 pixels.
         kl_weight: of the latent's divergence from a unit Gaussian (stage autoencoder).
         latent_noise: standard deviation of the noise added to scaled latents (stage decoder): it learns to forgive.
     """
 
     edge_weight: float = 0.5
+    colour_weight: float = 1.0
     kl_weight: float = 1e-3
     latent_noise: float = 0.1
 

@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -133,6 +133,7 @@ def build_parser() -> CommandParser:
     add("--fps", type=int, default=7, help="that the clips are made for")
     add("--num_frames", type=Optional[int], default=None, help="of the clips; by default the model's")
     add("--sampling_steps", type=int, default=0, help="0: the YAML's")
+    add("--mode", type=Literal[0, 1], default=0, help="0: graph (compiles first, for many clips); 1: PyNative")
     add("--data_dir", type=str, default="", help="folder of training clips to compare the motion with")
     add("--metadata", type=str, default="", help="their CSV: path,length,motion_bucket_id")
     add("--output_dir", type=str, default="evaluation", help="folder for the report")
@@ -152,13 +153,13 @@ def check_args(args: Any) -> None:
 
 def load_model(args: Any) -> Any:
     """The model of the flags."""
-    from gm.runtime import PYNATIVE_MODE, setup_runtime
+    from gm.runtime import GRAPH_MODE, setup_runtime
     from modules.pipeline import SVDPipeline
     from svd_tools.evaluated_model import EvaluatedModel
 
-    setup_runtime(PYNATIVE_MODE)
+    setup_runtime(args.mode)
     options = {"num_frames": args.num_frames, "fps": args.fps, "sampling_steps": args.sampling_steps}
-    return EvaluatedModel(SVDPipeline(args.config, args.checkpoint, **options))
+    return EvaluatedModel(SVDPipeline(args.config, args.checkpoint, **options, fuse_kernels=args.mode == GRAPH_MODE))
 
 
 def measure_training_clips(args: Any, model: Any) -> Dict[int, float]:

@@ -12,7 +12,7 @@ def test_evaluation_of_a_random_model(tiny_checkpoint, tmp_path, capsys):
     picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     flags = [f"--checkpoint={tiny_checkpoint}", f"--images={tmp_path / 'picture.png'}", f"--output_dir={tmp_path}"]
-    evaluate.main([*flags, "--seeds=1", "--buckets=[10,250]", "--num_frames=2", "--sampling_steps=1"])
+    evaluate.main([*flags, "--seeds=1", "--buckets=[10,250]", "--num_frames=2", "--mode=1", "--sampling_steps=1"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 < report["summary"]["reconstruction_psnr"] < 24
     assert {verdict["met"] for verdict in report["verdicts"]} >= {False}
