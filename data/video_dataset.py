@@ -20,6 +20,9 @@ CLIP_STREAM = 1  # keeps these random numbers apart from others drawn from the s
 MAX_NAMES = 20  # a longer list of videos is cut in the log
 
 
+RGB = [0, 1, 2]
+
+
 class ClipPlan(NamedTuple):
     """Which pixels a sample consists of."""
 
@@ -27,6 +30,7 @@ class ClipPlan(NamedTuple):
     start: int  # first frame, on the video's frame grid
     position: Tuple[float, float]  # of the crop: (vertical, horizontal), 0..1
     mirrored: bool
+    channels: List[int]  # in their order
 
 
 class VideoDataset:
@@ -53,6 +57,7 @@ class VideoDataset:
         width: int = 1024,
         random_crop: bool = False,
         horizontal_flip: bool = False,
+        shuffle_channels: bool = False,
         seed: int = 42,
         max_broken_share: float = 0.1,
     ):
@@ -67,6 +72,8 @@ class VideoDataset:
             width: of the clips, pixels. Videos are resized until they cover height x width, then cropped.
             random_crop: place the crop at random, not in the centre.
             horizontal_flip: mirror half of the clips, left to right.
+            shuffle_channels: put the colour channels of each clip in a random order, so that all hues are equally
+                common: for an autoencoder from scratch, which learns rare colours late.
             seed: of the clips' starts, crops and flips; 0 or more.
             max_broken_share: stop when more than this share of the videos is broken, 0..1. A single broken video is
                 forgiven in any case, unless the share is 0 or there is no other.
@@ -84,6 +91,7 @@ class VideoDataset:
         self._frames, self._step = frames, step
         self._height, self._width = height, width
         self._random_crop, self._horizontal_flip = random_crop, horizontal_flip
+        self._shuffle_channels = shuffle_channels
         self._seed = seed
         rows = read_metadata(data_dir, metadata, f"{FLAG}data_dir", f"{FLAG}metadata")
         self.rows: List[VideoRow] = _long_enough(rows, frames, step, metadata)
@@ -143,7 +151,9 @@ class VideoDataset:
         start = int(rng.integers(self.rows[video].length - self._frames * self._step + 1))
         vertical, horizontal, mirror = rng.random(3)
         position = (vertical, horizontal) if self._random_crop else CENTRE
-        return ClipPlan(video, start, position, self._horizontal_flip and mirror < 0.5)
+        order = rng.permutation(len(RGB)).tolist()
+        mirrored = self._horizontal_flip and mirror < 0.5
+        return ClipPlan(video, start, position, mirrored, order if self._shuffle_channels else RGB)
 
     def _load(self, plan: ClipPlan) -> Tuple[np.ndarray, float]:
         """(frames as uint8 (t, 3, h, w), the video's frames per second)."""
@@ -153,6 +163,8 @@ class VideoDataset:
         frames = crop(cover(frames, self._height, self._width), self._height, self._width, plan.position)
         if plan.mirrored:
             frames = frames[:, :, ::-1]
+        if plan.channels != RGB:
+            frames = frames[..., plan.channels]
         return channels_first(frames), fps
 
     def _set_aside(self, video: int, error: VideoError) -> None:

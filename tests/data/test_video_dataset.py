@@ -1,5 +1,6 @@
 import logging
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_starts_reach_both_ends(make):
 
 
 def test_crop_and_flip_do_not_change_the_clips_drawn(make):
-    plain, varied = make(), make(random_crop=True, horizontal_flip=True)
+    plain, varied = make(), make(random_crop=True, horizontal_flip=True, shuffle_channels=True)
     for epoch in range(5):
         assert plain.sample(epoch, 2)["start"] == varied.sample(epoch, 2)["start"]
 
@@ -91,6 +92,15 @@ def test_one_flip_for_all_frames(make):
             assert np.array_equal(clip[..., ::-1], maybe)
             mirrored += 1
     assert 4 <= mirrored <= 16
+
+
+def test_channels_in_every_order_one_for_all_frames(make):
+    plain, shuffling = make(), make(shuffle_channels=True)
+    orders = set()
+    for epoch in range(40):
+        clip, shuffled = plain.sample(epoch, 1)["frames"], shuffling.sample(epoch, 1)["frames"]
+        orders |= {order for order in permutations(range(3)) if np.array_equal(clip[:, order], shuffled)}
+    assert len(orders) == 6
 
 
 def test_random_crops_differ_and_are_one_for_all_frames(make):
