@@ -30,7 +30,7 @@ bench: setup-dev
 	$(BIN)/python benchmarks/unet_step.py
 
 clean:
-	rm -rf output rank_0 kernel_meta .pytest_cache .ruff_cache
+	rm -rf rank_0 kernel_meta .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The stamps are older than the requirements files after these change; pip then does what is missing.

@@ -98,7 +98,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> None:
     """Sets up the device and the processes, and trains."""
     environment = chosen.environment
-    runtime = setup_runtime(environment.mode, environment.device_target)
+    runtime = setup_runtime(environment.mode, environment.device_target, "--environment.device_target")
     from gm.distributed import connect  # these import MindSpore, which the environment must be set for
     from modules.training import training_run
 

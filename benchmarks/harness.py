@@ -74,7 +74,7 @@ def summary(results: Mapping[str, List[Result]], peer: str) -> Dict[str, Dict[st
     """The median of every figure, and its ratio to the peer's where the peer has it too."""
     medians = {name: {key: median(r[key] for r in runs) for key in runs[0]} for name, runs in results.items()}
     for name, figures in medians.items():
-        if name != peer:
+        if name != peer and peer in medians:
             ratios = {f"{key}_ratio": figures[key] / medians[peer][key] for key in figures if medians[peer].get(key)}
             figures.update(ratios)
     return medians

@@ -7,6 +7,7 @@ from mindspore import Tensor, nn, ops
 from gm.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
 
 BLOCK = DOWNSAMPLING  # pixels
+COLOUR_SCALE = 2.0  # of a latent that stands for a mean colour in -1..1: a standard deviation of about 1
 
 
 class ReconstructionLoss(nn.Cell):
@@ -61,12 +62,21 @@ class AutoencoderLoss(nn.Cell):
         autoencoder: that is trained.
         reconstruction: of the frames.
         kl_weight: of the Kullback-Leibler divergence, averaged over the latent's elements.
+        anchor_weight: of the distance between the latent's first three channels and twice the mean red, green and blue
+            of their 8x8 pixels. A code that leaves a colour out, because it is rare, would never learn it: neither half
+            of the autoencoder has a use for it unless the other one has.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, reconstruction: ReconstructionLoss, kl_weight: float) -> None:
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        reconstruction: ReconstructionLoss,
+        kl_weight: float,
+        anchor_weight: float = 0.0,
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.autoencoder, self.kl_weight = autoencoder, kl_weight
-        self.reconstruction = reconstruction
+        self.autoencoder, self.reconstruction = autoencoder, reconstruction
+        self.kl_weight, self.anchor_weight = kl_weight, anchor_weight
 
     def construct(self, frames: Tensor, noise: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); noise: (b·t, z, h, w), unit Gaussian -> (a number, (b,))."""
@@ -77,6 +87,10 @@ class AutoencoderLoss(nn.Cell):
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
         losses = losses + self.kl_weight * ops.mean(divergence.reshape(b, -1), 1)
+        if self.anchor_weight:
+            colours = block_means(frames).reshape(-1, 3, *mean.shape[2:])
+            distance = ops.abs(mean[:, :3] - COLOUR_SCALE * colours)
+            losses = losses + self.anchor_weight * ops.mean(distance.reshape(b, -1), 1)
         return ops.mean(losses) * loss_scale, losses
 
 

@@ -1,6 +1,7 @@
 """A run's folder of checkpoints: one folder each, complete or absent, the newest few kept."""
 
 import logging
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ except ImportError:  # Windows: two runs in one folder go unnoticed there
 
 RESUME = "--train.resume"
 FOLDER, PREFIX, LOCK = "checkpoints", "step_", ".lock"
+STEP = re.compile(re.escape(PREFIX) + r"\d{8,}")
 AUTO = "auto"
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,9 @@ class CheckpointFolder:
         return self.folder / f"{PREFIX}{step:08d}"
 
     def all(self) -> List[Path]:
-        """The checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
+        """The checkpoints, oldest first; a folder that someone renamed is left alone."""
+        found = (path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
+        return sorted(path for path in found if STEP.fullmatch(path.name))
 
     def newest(self) -> Optional[Path]:
         """The last checkpoint, if there is one."""

@@ -21,6 +21,17 @@ def _move_one(rate, average, parameter):
     return ops.depend(True, ops.assign(average, average + (parameter - average) * rate))
 
 
+def checked_decay(decay: float) -> float:
+    """Itself, if it is one.
+
+    Raises:
+        UserError: it is out of its range.
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"{FLAG} is {decay:g}; it is 0 (no average) to just below 1, such as 0.9999")
+    return decay
+
+
 class WeightAverage(nn.Cell):
     """average ← average + (1 - d)·(weights - average) after each update.
 
@@ -37,9 +48,7 @@ class WeightAverage(nn.Cell):
 
     def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
         super().__init__(auto_prefix=False)
-        if not 0 <= decay < 1:
-            raise UserError(f"{FLAG} is {decay:g}; it is 0 (no average) to just below 1, such as 0.9999")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         self.parameters_ = ms.ParameterTuple(parameters)
         self.averages = ms.ParameterTuple([_copy(parameter) for parameter in parameters])
         self.map = ops.HyperMap()

@@ -63,6 +63,7 @@ class DiffusionEngine:
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fuse_kernels: Optional[bool] = None
         self.feature_cache = 1
+        self._cache: Optional[FeatureCache] = None
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
         self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
@@ -123,9 +124,20 @@ class DiffusionEngine:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
         with self.network as network, self._fusion(network):
-            evaluate = _network_function(network, self.network.dtype, self.feature_cache)
+            evaluate = _network_function(network, self.network.dtype, self._features_of(network))
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))
+
+    def _features_of(self, network: nn.Cell) -> Optional[FeatureCache]:
+        """The feature cache, if there is to be one: for each network one, for it is compiled once."""
+        if self.feature_cache == 1:
+            return None
+        cache = self._cache
+        if cache is None or cache.network is not network or cache.interval != self.feature_cache:
+            cache = FeatureCache(network, self.feature_cache)
+        cache.clear()
+        self._cache = None if self.network.offload else cache
+        return cache
 
     def _fusion(self, network: nn.Cell) -> ContextManager:
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
@@ -172,9 +184,8 @@ def _progress(title: str) -> Callable:
     return wrap
 
 
-def _network_function(network: nn.Cell, dtype: ms.Type, feature_cache: int) -> Callable:
+def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache]) -> Callable:
     """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips."""
-    cache = FeatureCache(network, feature_cache) if feature_cache > 1 else None
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape

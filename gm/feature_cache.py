@@ -36,7 +36,7 @@ class FromDeepFeatures(nn.Cell):
 
 
 class FeatureCache:
-    """The network of one sampler's run, evaluated in full every `interval`-th time.
+    """A network that is evaluated in full every `interval`-th time.
 
     Args:
         network: a :class:`modules.unet3d.VideoUNet`.
@@ -44,9 +44,13 @@ class FeatureCache:
     """
 
     def __init__(self, network: nn.Cell, interval: int) -> None:
-        self.interval = interval
+        self.network, self.interval = network, interval
         self._full, self._last = WithDeepFeatures(network), FromDeepFeatures(network)
         self._kept: Dict[int, Tuple[Conditioning, int, Tensor]] = {}
+
+    def clear(self) -> None:
+        """Forgets all features, before another clip; what was compiled stays."""
+        self._kept.clear()
 
     def __call__(self, cond: Conditioning, *inputs) -> Tensor:
         """One evaluation.

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def obstacle() -> Optional[str]:
     """Why kernels cannot be fused here; None if they can."""
-    if ms.get_context("device_target") != "CPU" or ms.get_context("mode") != ms.GRAPH_MODE:
+    if not suitable():
         return "it is for graph mode on CPU"
     if platform.system() != "Linux" or platform.machine() not in MACHINES:
         return f"{platform.system()} on {platform.machine()} is not supported"
@@ -44,9 +44,14 @@ def obstacle() -> Optional[str]:
     return None
 
 
+def suitable() -> bool:
+    """Whether networks are compiled for the CPU, which alone has such kernels."""
+    return ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
+
+
 def worth_fusing(network: nn.Cell) -> bool:
     """Whether building a network's kernels takes less time than 25 steps with them save."""
-    return sum(parameter.size for parameter in network.get_parameters()) >= LARGE
+    return suitable() and sum(parameter.size for parameter in network.get_parameters()) >= LARGE
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def fused_kernels_inside() -> Iterator[bool]:
     reason = obstacle()
     folder = None if reason else _cache_folder()
     if folder is None:
-        logger.info("no fused kernels: %s", reason or "no folder to keep them in")
+        logger.warning("no fused kernels: %s", reason or "no folder to keep them in")
         yield False
         return
     log, known = Path.cwd() / COMPILER_LOG, os.environ.get(CACHE_PATH)

@@ -8,6 +8,7 @@ from typing import Iterator, NamedTuple
 from gm.errors import UserError
 
 GRAPH_MODE, PYNATIVE_MODE = 0, 1
+DEVICE_FLAG = "--device_target"
 DEVICES = ("auto", "CPU", "Ascend")
 
 logger = logging.getLogger(__name__)
@@ -20,23 +21,24 @@ class Runtime(NamedTuple):
     mode: int  # GRAPH_MODE or PYNATIVE_MODE
 
 
-def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto") -> Runtime:
+def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto", flag: str = DEVICE_FLAG) -> Runtime:
     """Chooses the device and sets MindSpore up for it.
 
     Args:
         mode: 0 compiles the networks (graph mode), 1 runs operator by operator (PyNative).
         device_target: `auto` (an Ascend card if MindSpore sees one, else the CPU), `CPU` or `Ascend`.
+        flag: what the user named the device with.
 
     Raises:
         UserError: an unknown device, or a device that is not there.
     """
     if device_target not in DEVICES:
-        raise UserError(f"--device_target: {device_target!r} is none of {', '.join(DEVICES)}")
+        raise UserError(f"{flag}: {device_target!r} is none of {', '.join(DEVICES)}")
     _set_environment()
     import mindspore as ms  # the environment must be set first
 
-    device = choose_device(device_target, ascend_available=_ascend_available())
-    _set_device(device)
+    device = choose_device(device_target, _ascend_available(), flag)
+    _set_device(device, flag)
     ms.set_context(mode=mode)
     logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
     return Runtime(device, mode)
@@ -63,19 +65,18 @@ def eager() -> Iterator[None]:
         ms.set_context(mode=mode)
 
 
-def choose_device(device_target: str, ascend_available: bool) -> str:
+def choose_device(device_target: str, ascend_available: bool, flag: str = DEVICE_FLAG) -> str:
     """The device for a `--device_target`: the one asked for, or for `auto` the fastest there is."""
     if device_target == "Ascend" and not ascend_available:
         raise UserError(
-            "--device_target=Ascend: MindSpore finds no Ascend card here; check the driver and CANN, "
-            "or use --device_target=CPU"
+            f"{flag}=Ascend: MindSpore finds no Ascend card here; check the driver and CANN, or use {flag}=CPU"
         )
     if device_target == "auto":
         return "Ascend" if ascend_available else "CPU"
     return device_target
 
 
-def _set_device(device: str) -> None:
+def _set_device(device: str, flag: str) -> None:
     """Before the first operator; later, in a process that uses this as a library, the device has to be the same."""
     import mindspore as ms
 
@@ -85,7 +86,7 @@ def _set_device(device: str) -> None:
             ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
     except RuntimeError as error:  # an operator has run in this process already
         if ms.get_context("device_target") != device:
-            raise UserError(f"--device_target={device}: this process computes on another device already") from error
+            raise UserError(f"{flag}={device}: this process computes on another device already") from error
 
 
 def _ascend_available() -> bool:

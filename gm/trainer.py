@@ -2,7 +2,7 @@
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, NamedTuple, Sequence
 
@@ -138,8 +138,19 @@ class Trainer:
             except UserError as error:
                 logger.error("no checkpoint at step %d: %s; training goes on", self.step, error)
         if self.plan.validate_every and self.step % self.plan.validate_every == 0:
-            for callback in self.callbacks:
-                callback.on_validation(self.step, self)
+            with self._saved_if_it_fails():
+                for callback in self.callbacks:
+                    callback.on_validation(self.step, self)
+
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """An error in what only watches the run costs no step of it; with several processes, none can save alone."""
+        try:
+            yield
+        except Exception:
+            if self.communicator.world_size == 1 and self.step != self._saved_step:
+                self.save()
+            raise
 
     def _inputs(self) -> Iterator[Inputs]:
         """What the network sees, from the present step on, without end."""

@@ -41,9 +41,8 @@ def learn_unet(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> L
     if run.recompute:
         recompute_blocks(network)
     _log(trainables, amp)
-    sigma = LogNormal(options.sigma.P_mean, options.sigma.P_std, "--train.sigma")
     dropout = ConditioningDropout(**pick(options.dropout)).check()
-    objective = Objective(engine.denoiser.scaling, sigma, dropout)
+    objective = Objective(engine.denoiser.scaling, sigma_distribution(options), dropout)
     return Learning(trainables, DiffusionLoss(network), DiffusionRecipe(_encoders(engine, options), objective))
 
 
@@ -52,7 +51,9 @@ def learn_autoencoder(engine: DiffusionEngine, options: TrainingOptions, amp: st
     conditioner = engine.conditioner.part("image autoencoder", in_image_autoencoder)
     trainables = train_autoencoder(conditioner, engine.first_stage)
     autoencoder = image_autoencoder(conditioner.load())
-    loss = AutoencoderLoss(autoencoder, _reconstruction(options), options.autoencoder.kl_weight)
+    loss = AutoencoderLoss(
+        autoencoder, _reconstruction(options), options.autoencoder.kl_weight, options.autoencoder.anchor_weight
+    )
     _log(trainables, amp)
     return Learning(trainables, loss, AutoencoderRecipe(autoencoder.post_quant_conv.weight.shape[1]))
 
@@ -64,6 +65,16 @@ def learn_decoder(engine: DiffusionEngine, options: TrainingOptions, amp: str) -
     loss = DecoderLoss(engine.first_stage.load(), _reconstruction(options))
     _log(trainables, amp)
     return Learning(trainables, loss, DecoderRecipe(_encoders(engine, options), options.autoencoder.latent_noise))
+
+
+def sigma_distribution(options: TrainingOptions) -> LogNormal:
+    """Of the diffusion's noise levels."""
+    return LogNormal(options.sigma.P_mean, options.sigma.P_std, "--train.sigma")
+
+
+def cond_aug_distribution(options: TrainingOptions) -> LogNormal:
+    """Of the noise in the conditioning frame."""
+    return LogNormal(options.cond_aug.mean, options.cond_aug.std, "--train.cond_aug")
 
 
 def _reconstruction(options: TrainingOptions) -> ReconstructionLoss:
@@ -78,7 +89,7 @@ LEARNING: Dict[str, Callable[[DiffusionEngine, TrainingOptions, str], Learning]]
 
 
 def _encoders(engine: DiffusionEngine, options: TrainingOptions) -> FrozenEncoders:
-    cond_aug = LogNormal(options.cond_aug.mean, options.cond_aug.std, "--train.cond_aug")
+    cond_aug = cond_aug_distribution(options)
     return FrozenEncoders(engine.conditioner, engine.scale_factor, cond_aug, options.run.encode_chunk_size)
 
 

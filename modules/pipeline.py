@@ -116,6 +116,8 @@ class SVDPipeline:
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:
             self._overlay_lora()
+        elif lora_scale != 1:
+            raise UserError(f"--SVD.lora_scale={lora_scale:g}: there is no LoRA; name one with --SVD.lora")
         self.checkpoint = Path(checkpoint)
         self._sha256: Optional[str] = None
         self._load(amp_level, offload)

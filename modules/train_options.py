@@ -1,8 +1,10 @@
 """The options of train.py, as in the reference toolkit's svd_train.yaml and beyond."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Optional, Tuple
 
+from data.motion import MAX_BUCKET
 from gm.errors import UserError
 from modules.objective_options import AutoencoderOptions, CondAugOptions, DropoutOptions, LoRAOptions, SigmaOptions
 
@@ -210,6 +212,14 @@ class ValidationOptions:
         if bool(self.every) != bool(self.images):
             given, lacking = ("every", "images") if self.every else ("images", "every")
             raise UserError(f"--train.validation.{given} needs --train.validation.{lacking}")
+        for name, lowest in (("fps", 1), ("motion_bucket_id", 0), ("sampling_steps", 0), ("decode_chunk_size", 0)):
+            _at_least(f"--train.validation.{name}", getattr(self, name), lowest)
+        for seed in self.seeds:
+            _at_least("--train.validation.seeds", seed, 0)
+        if self.motion_bucket_id > MAX_BUCKET:
+            raise UserError(f"--train.validation.motion_bucket_id is {self.motion_bucket_id}; it is 0 to {MAX_BUCKET}")
+        if not 0 <= self.noise_aug_strength < math.inf:
+            raise UserError(f"--train.validation.noise_aug_strength is {self.noise_aug_strength}; it is 0 or more")
 
 
 @dataclass

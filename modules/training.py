@@ -16,11 +16,13 @@ from data.video_dataset import VideoDataset
 from gm.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
 from gm.callbacks_base import Callback
 from gm.checkpoint_folder import CheckpointFolder
+from gm.conditioning_dropout import ConditioningDropout
 from gm.config import load_config, load_model
 from gm.distributed import Communicator
-from gm.ema import WeightAverage
+from gm.ema import WeightAverage, checked_decay
 from gm.engine import DiffusionEngine
 from gm.errors import UserError
+from gm.kernel_fusion import suitable
 from gm.log_lines import LogLines, MetricsFile
 from gm.loss_scale import LossScale, NoLossScale
 from gm.lr_schedule import LearningRate
@@ -31,7 +33,7 @@ from gm.runtime import Runtime
 from gm.train_step import TrainStep
 from gm.trainer import Batches, Plan, Trainer
 from modules.initial_weights import write_initial_weights
-from modules.learning import LEARNING, Learning
+from modules.learning import LEARNING, Learning, cond_aug_distribution, sigma_distribution
 from modules.run_identity import run_identity
 from modules.train_options import TrainingOptions, pick
 from modules.validation import ValidationVideos
@@ -63,7 +65,10 @@ def training_run(
     with checkpoints.locked() if communicator.rank == 0 else nullcontext():
         resume = checkpoints.find(options.run.resume or "")
         dataset_args = {**options.dataset, "seed": options.environment.seed}
-        VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded or written
+        VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
+        check_numbers(options)
+        callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
+        engine.fuse_kernels = options.environment.fuse_kernels
         weights = attach_weights(engine, options, communicator)
         dataset = open_dataset(options, dataset_args, engine, communicator)
         amp = amp_level(options, runtime)
@@ -82,11 +87,22 @@ def training_run(
             checkpoints,
             learning.trainables.writer,
             run_identity(options, model, weights, dataset.rows, communicator.world_size, amp),
-            build_callbacks(options, config) if communicator.rank == 0 else (),
+            callbacks,
         )
         if resume is not None:
             trainer.restore(resume)
         yield trainer
+
+
+def check_numbers(options: TrainingOptions) -> None:
+    """Makes all that refuses a number out of its range, before the clips are encoded, which may take hours."""
+    adamw_options(options)
+    LearningRate(**pick(options.scheduler), total_steps=1)
+    LossScale(**pick(options.loss_scale))
+    ConditioningDropout(**pick(options.dropout)).check()
+    checked_decay(options.run.ema_decay)
+    sigma_distribution(options)
+    cond_aug_distribution(options)
 
 
 def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicator: Communicator) -> Path:
@@ -154,12 +170,11 @@ def build_step(
 ) -> TrainStep:
     """The optimizer step of a run of so many steps."""
     parameters = list(learning.trainables.parameters.values())
-    settings, optimizer = options.settings, options.optimizer
-    adamw = AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
+    settings = options.settings
     return TrainStep(
         learning.loss,
         parameters,
-        AdamW(parameters, adamw),
+        AdamW(parameters, adamw_options(options)),
         WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
         LossScale(**pick(options.loss_scale)) if amp == "O2" else NoLossScale(),
         communicator,
@@ -170,11 +185,17 @@ def build_step(
     )
 
 
+def adamw_options(options: TrainingOptions) -> AdamWOptions:
+    """The optimizer's numbers, checked."""
+    optimizer = options.optimizer
+    return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
+
+
 def fuse_kernels(options: TrainingOptions, steps: int) -> bool:
     """Whether to build fused kernels; the same for a run and for its resumption, for the losses' last digits."""
     if options.environment.fuse_kernels is not None:
         return options.environment.fuse_kernels
-    return options.run.stage == "unet" and steps >= STEPS_TO_FUSE
+    return suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
 
 
 def amp_level(options: TrainingOptions, runtime: Runtime) -> str:

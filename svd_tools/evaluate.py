@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.image_reader import find_images, read_image
 from data.metadata_csv import read_metadata
 from data.motion import motion_score
-from data.video_reader import VideoReader
+from data.video_reader import VideoError, VideoReader
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import atomic_file, make_output_dir
@@ -69,7 +69,8 @@ class ClipStore:
 
     def get(self, name: str, image: np.ndarray, bucket: int, seed: int) -> Tuple[np.ndarray, np.ndarray]:
         """(frames, latents) of a clip, made now or before; see :class:`svd_tools.evaluated_model.Clip`."""
-        path = self.folder / f"{name}_bucket{bucket}_seed{seed}.npz"
+        picture = hashlib.sha256(image.tobytes()).hexdigest()[:12]
+        path = self.folder / f"{name}_{picture}_bucket{bucket}_seed{seed}.npz"
         if path.exists():
             with np.load(path) as arrays:
                 return arrays["frames"], arrays["latents"]
@@ -159,20 +160,27 @@ def load_model(args: Any) -> Any:
 
     setup_runtime(args.mode)
     options = {"num_frames": args.num_frames, "fps": args.fps, "sampling_steps": args.sampling_steps}
-    return EvaluatedModel(SVDPipeline(args.config, args.checkpoint, **options, fuse_kernels=args.mode == GRAPH_MODE))
+    try:
+        pipeline = SVDPipeline(args.config, args.checkpoint, **options, fuse_kernels=args.mode == GRAPH_MODE)
+    except UserError as error:
+        raise UserError(str(error).replace("--SVD.", "--")) from error  # the flags' names in this command
+    return EvaluatedModel(pipeline)
 
 
-def measure_training_clips(args: Any, model: Any) -> Dict[int, float]:
+def measure_training_clips(args: Any, num_frames: int) -> Dict[int, float]:
     """{bucket: mean flow of the training clips around it}; where none are named, what the bucket stands for."""
     if not args.data_dir:
         return {bucket: motion_score(bucket) for bucket in sorted(args.buckets)}
     rows = read_metadata(args.data_dir, args.metadata, "--data_dir", "--metadata")
 
-    def read(row: Any) -> np.ndarray:
-        with VideoReader(Path(args.data_dir) / row.path) as reader:
-            return reader.read_clip(0, min(reader.num_frames, model.pipeline.num_frames))
+    def read(row: Any) -> Tuple[np.ndarray, float]:
+        try:
+            with VideoReader(Path(args.data_dir) / row.path) as reader:
+                return reader.read_clip(0, min(reader.num_frames, num_frames)), reader.fps
+        except VideoError as error:
+            raise UserError(f"--metadata: {error}") from error
 
-    return training_flow(rows, sorted(args.buckets), read, args.fps, TRAINING_CLIPS)
+    return training_flow(rows, sorted(args.buckets), read, TRAINING_CLIPS)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -183,10 +191,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     paths = evenly(find_images(args.images, "--images"), args.limit)
     folder = make_output_dir(args.output_dir, "--output_dir")
     model = load_model(args)
+    wanted_flow = measure_training_clips(args, model.pipeline.num_frames)
     images = {path.name: model.fit(read_image(path)) for path in paths}
     store = ClipStore(model, folder)
     reconstructions, clips, flickers = evaluate(model, images, args.buckets, args.seeds, store)
-    summary = summarise(reconstructions, clips, flickers, measure_training_clips(args, model))
+    summary = summarise(reconstructions, clips, flickers, wanted_flow)
     summary["seconds_per_clip"] = float(np.mean(store.seconds)) if store.seconds else None
     verdicts = judge(summary)
     write_report(folder, summary, verdicts, clips)

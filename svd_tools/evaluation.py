@@ -1,6 +1,6 @@
 """From a model and held-out pictures to the figures that say whether it works, and whether they are good enough."""
 
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -136,21 +136,20 @@ def judge(summary: Dict[str, Any]) -> List[Verdict]:
 
 
 def training_flow(
-    clips: Sequence[Any], buckets: Sequence[int], read: Callable[[Any], np.ndarray], fps: float, count: int
+    clips: Sequence[Any], buckets: Sequence[int], read: Callable[[Any], Tuple[np.ndarray, float]], count: int
 ) -> Dict[int, float]:
     """Mean flow of the training clips around each motion bucket.
 
     Args:
         clips: rows with a `motion_bucket_id`.
         buckets: the motion buckets wanted.
-        read: gives a clip's frames, (t, h, w, 3) uint8.
-        fps: their frame rate.
+        read: gives a clip's frames, (t, h, w, 3) uint8, and their rate.
         count: how many clips nearest to each bucket are measured.
     """
     flows = {}
     for bucket in buckets:
         nearest = sorted(clips, key=lambda clip: abs(clip.motion_bucket_id - bucket))[:count]
-        flows[bucket] = _mean([mean_flow(read(clip), fps) for clip in nearest])
+        flows[bucket] = _mean([mean_flow(*read(clip)) for clip in nearest])
     return flows
 
 

@@ -100,6 +100,8 @@ def test_unwritable_output_folders_are_found_before_weights_are_read(fails, no_w
         (["--SVD.sampler=ddim"], ["--SVD.sampler: ddim", "euler, heun, euler_ancestral, dpmpp2m, consistency"]),
         (["--SVD.guidance_interval=[5,1]"], ["--SVD.guidance_interval=[5,1]", "two sigmas"]),
         (["--SVD.guidance_interval=3"], ["--SVD.guidance_interval"]),
+        (["--SVD.feature_cache=0"], ["--SVD.feature_cache=0", "1 (exact) or more"]),
+        (["--SVD.lora_scale=0.5"], ["--SVD.lora_scale=0.5", "name one with --SVD.lora"]),
         (["--SVD.schedule=cosine"], ["--SVD.schedule: cosine", "karras", "ays"]),
         (["--SVD.guider=cube"], ["--SVD.guider: cube", "linear, constant, triangle, trapezoid"]),
         (["--SVD.amp_level=O9"], ["--SVD.amp_level", "O9", "O0", "O2"]),

@@ -128,3 +128,15 @@ def test_validation_videos_are_made_while_training(place, undisturbed):
     ]
     want = losses(undisturbed)
     assert losses(output) == {step: want[step] for step in (1, 2)}  # validation changes nothing
+
+
+def test_an_error_in_a_validation_costs_no_step(place, monkeypatch):
+    def fail(*args):
+        raise ValueError("an error in the program")
+
+    Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(place.folder / "image.png")
+    monkeypatch.setattr("modules.validation.ValidationVideos.on_validation", fail)
+    flags = ("--train.validation.every=2", f"--train.validation.images={place.folder / 'image.png'}")
+    with pytest.raises(ValueError, match="an error in the program"):
+        place.train(place.folder / "failed", *flags, "--train.checkpoint_every=100")
+    assert [path.name for path in checkpoints(place.folder / "failed")] == ["step_00000002"]

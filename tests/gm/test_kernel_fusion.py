@@ -91,6 +91,8 @@ def test_without_what_it_needs_nothing_changes(graph_mode, tmp_path, monkeypatch
         assert not ms.get_context("enable_graph_kernel")
 
 
-def test_only_large_networks_are_worth_it():
+def test_only_large_networks_are_worth_it(graph_mode):
     assert not worth_fusing(Linear(100, 100))
     assert worth_fusing(Linear(10_000, 10_000))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    assert not worth_fusing(Linear(10_000, 10_000))

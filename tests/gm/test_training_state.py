@@ -135,6 +135,16 @@ def test_the_newest_are_kept(tmp_path):
     assert len(folder.all()) == 2
 
 
+def test_renamed_folders_are_left_alone(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=1)
+    fake(folder, 10, 20)
+    for name in ("step_00000005_best", "step_best"):
+        (folder.folder / name).mkdir()
+    folder.prune()
+    assert sorted(os.listdir(folder.folder)) == ["step_00000005_best", "step_00000020", "step_best"]
+    assert folder.newest() == folder.path(20)
+
+
 def test_what_resume_means(tmp_path):
     folder = CheckpointFolder(tmp_path / "run")
     assert folder.find("auto") is None and folder.find("") is None
