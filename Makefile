@@ -33,13 +33,14 @@ clean:
 	rm -rf rank_0 kernel_meta .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# The stamps are older than the requirements files after these change; pip then does what is missing.
+# The stamps are older than the requirements files after these change; pip then does what is missing. Python compiles what
+# it imports when it does (--no-compile): a third of the time less.
 $(VENV)/.run-time: requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	touch $@
 
 $(VENV)/.development: requirements.txt requirements-dev.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements-dev.txt
 	touch $@ $(VENV)/.run-time
 
 $(BIN)/python:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import image_to_video
 import train
@@ -57,3 +58,15 @@ def test_files_that_the_readme_names_exist():
     assert {"configs/svd.yaml", "svd_tools/convert.py"} <= named
     missing = sorted(name for name in named if not (PROJECT / name).exists())
     assert missing == ["checkpoints/svd_tiny.safetensors"]  # the README says that it does not come with the project yet
+
+
+def test_checkpoints_that_the_readme_names_are_those_that_the_configurations_leave():
+    """From-scratch training: each command starts from the file that the one before leaves."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8").split("\n### From scratch\n")[1].split("\n## ")[0]
+    last = {}
+    for path in (PROJECT / "configs").glob("svd_tiny_train_*.yaml"):
+        train_options = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
+        last[train_options["output_dir"]] = train_options["max_steps"]
+    named = re.findall(r"(output/\w+)/checkpoints/step_(\d{8})/", text)
+    assert len(named) == len(last) == 5
+    assert {(folder, int(step)) for folder, step in named} == set(last.items())
