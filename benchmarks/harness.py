@@ -4,6 +4,7 @@ The machine may be shared and noisy: what counts is the ratio within one run. Co
 that a slow minute hits them all.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -18,6 +19,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 import numpy as np
 
 Result = Dict[str, float]
+PROJECT = Path(__file__).resolve().parents[1]
+PARENT_FLAGS = ("repeats", "out", "contenders", "child")
 RESULT_MARK = "benchmark-result: "
 
 
@@ -45,6 +48,32 @@ def measure_steps(step: Callable[[], Any], start: float, steps: int) -> None:
     first = timed(step)
     rest = sorted(timed(step) for _ in range(steps)) or [first]
     report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2]})
+
+
+def make_parser(
+    description: Optional[str], contenders: Sequence[str], checkpoint: str, out: Optional[str], steps: int
+) -> argparse.ArgumentParser:
+    """The flags that all comparisons share.
+
+    Args:
+        checkpoint, out: default paths in the project; with None the caller names the file for the results.
+        steps: by default timed in each process, after the first one.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--repeats", type=int, default=3, help="rounds of separate processes")
+    add("--steps", type=int, default=steps, help="timed in each process, after the first")
+    add("--checkpoint", type=Path, default=PROJECT / checkpoint, help="written with random weights if it is not there")
+    add("--out", type=Path, default=PROJECT / out if out else None, help="JSON file for all figures")
+    add("--contenders", nargs="+", default=list(contenders), choices=contenders)
+    add("--child", choices=contenders, help=argparse.SUPPRESS)
+    return parser
+
+
+def compare(script: str, args: argparse.Namespace) -> Dict[str, List[Result]]:
+    """Runs `script` once for each contender and round, with the same flags and `--child`; see :func:`alternate`."""
+    flags = [f"--{name}={value}" for name, value in vars(args).items() if name not in PARENT_FLAGS]
+    return alternate({name: [script, f"--child={name}", *flags] for name in args.contenders}, args.repeats)
 
 
 def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> Dict[str, List[Result]]:
@@ -105,7 +134,8 @@ def save(
     medians = summary(results, peer)
     if flops is not None:
         question = {**question, "flops": dict(flops), "matmul_flops_per_s": matmul_rate()}
-        for name, figures in medians.items():
+        for name in medians.keys() & flops.keys():
+            figures = medians[name]
             figures["of_matmul_rate"] = flops[name] / figures["step_s"] / question["matmul_flops_per_s"]
     record = {"question": dict(question), "machine": machine(), "medians": medians, "runs": results}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,17 +87,11 @@ def run_diffusers(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.make_parser(__doc__, CONTENDERS, "output/random_svd.safetensors", None, steps=2)
     parser.add_argument("--stage", choices=STAGES, default="decode", help="what is measured")
     parser.add_argument("--size", default="256x256", help="pixels, height x width")
     parser.add_argument("--frames", type=int, default=14, help="that are decoded")
     parser.add_argument("--chunk", type=int, default=0, help="frames decoded together; 0: all")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
-    parser.add_argument("--steps", type=int, default=2, help="timed calls in each process, after the first")
-    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd.safetensors")
-    parser.add_argument("--out", type=Path, help="by default benchmarks/results/STAGE.json")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         run_ours(args) if args.child == OURS else run_diffusers(args)
@@ -105,11 +99,9 @@ def main() -> None:
     from benchmarks.synthetic_weights import ensure_checkpoint
 
     ensure_checkpoint(args.checkpoint, CONFIG)
-    common = [f"--{name}={getattr(args, name)}" for name in ("stage", "size", "frames", "chunk", "steps", "checkpoint")]
-    commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
-    results = harness.alternate(commands, args.repeats)
     question = {"what": f"{args.stage}, fp32", "size": args.size, "frames": args.frames, "chunk": args.chunk}
-    harness.save(args.out or PROJECT / f"benchmarks/results/{args.stage}.json", question, results, PEER)
+    out = args.out or PROJECT / f"benchmarks/results/{args.stage}.json"
+    harness.save(out, question, harness.compare(__file__, args), PEER)
 
 
 if __name__ == "__main__":

@@ -92,37 +92,23 @@ def run_diffusers(args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> Non
     harness.measure_steps(step, start, args.steps)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = harness.make_parser(
+        __doc__, CONTENDERS, "output/random_svd_tiny.safetensors", "benchmarks/results/train_step.json", steps=9
+    )
     parser.add_argument("--size", default="128x128", help="pixels, height x width")
     parser.add_argument("--frames", type=int, default=8, help="in a clip")
     parser.add_argument("--batch", type=int, default=4, help="clips")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
-    parser.add_argument("--steps", type=int, default=9, help="timed steps in each process, after the first")
-    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd_tiny.safetensors")
-    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/train_step.json")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
+    args = parser.parse_args()
     if args.child:
         batch = inputs(args.batch, args.frames, *map(int, args.size.split("x")))
-        if args.child == PEER:
-            run_diffusers(args, batch)
-        else:
-            run_ours(args.child, args, batch)
+        run_diffusers(args, batch) if args.child == PEER else run_ours(args.child, args, batch)
         return
     from benchmarks.synthetic_weights import ensure_checkpoint
 
     ensure_checkpoint(args.checkpoint, CONFIG)
-    common = [f"--{name}={getattr(args, name)}" for name in ("size", "frames", "batch", "steps", "checkpoint")]
-    commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
-    results = harness.alternate(commands, args.repeats)
-    question = {"what": "training step, fp32", "model": CONFIG.name}
-    harness.save(args.out, {**question, "size": args.size, "frames": args.frames, "batch": args.batch}, results, PEER)
+    question = {"what": "training step, fp32", "model": CONFIG.name, "size": args.size, "frames": args.frames}
+    harness.save(args.out, {**question, "batch": args.batch}, harness.compare(__file__, args), PEER)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """How long one UNet step takes at full size, guidance on, fp32: this project in both modes, in graph mode with and
-without fused kernels, against diffusers in eager PyTorch, on the same weights and inputs.
+without fused kernels, against diffusers in eager PyTorch, on the same weights and inputs. "cached" is the short step
+between two full ones that --SVD.feature_cache makes.
 
     python benchmarks/unet_step.py --size 128x128 --frames 14 --repeats 3
 """
 
-import argparse
 import os
 import sys
 import time
@@ -20,8 +20,9 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks import harness  # noqa: E402
 from benchmarks.flops import Clip, unet_flops  # noqa: E402
 
+CONFIG = PROJECT / "configs/svd.yaml"
 PEER = "diffusers"
-MODES = {"graph": 0, "unfused": 0, "pynative": 1}  # "unfused": graph mode with --SVD.fuse_kernels=False
+MODES = {"graph": 0, "unfused": 0, "pynative": 1, "cached": 0}  # unfused: graph mode with --SVD.fuse_kernels=False
 CONTENDERS = (*MODES, PEER)
 
 
@@ -40,18 +41,24 @@ def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, 
     from mindspore import Tensor
 
     from gm.config import instantiate, load_config
+    from gm.feature_cache import FeatureCache
     from gm.kernel_fusion import fused_kernels_inside
     from gm.layers import sinusoidal_embedding
 
     start = time.perf_counter()
-    engine = instantiate(load_config(PROJECT / "configs/svd.yaml")["model"])
+    engine = instantiate(load_config(CONFIG)["model"])
     engine.attach(checkpoint)
     net = engine.network.load()
     x, c_noise, tokens, numbers = inputs(frames, height, width)
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
     arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), frames)
-    with fused_kernels_inside() if name == "graph" else nullcontext():
-        harness.measure_steps(lambda: net(*arguments).asnumpy(), start, steps)
+    cache = FeatureCache(net, interval=1 << 30)  # the first step is a full one, the timed ones are not
+
+    def step() -> np.ndarray:
+        return (cache(None, *arguments) if name == "cached" else net(*arguments)).asnumpy()
+
+    with fused_kernels_inside() if name in ("graph", "cached") else nullcontext():
+        harness.measure_steps(step, start, steps)
 
 
 def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
@@ -73,23 +80,20 @@ def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps:
 
 
 def arithmetic(frames: int, height: int, width: int) -> Dict[str, int]:
-    """Contender -> floating-point operations of its step: ours need none for queries over the one context token."""
+    """Contender -> floating-point operations of its full step: ours needs none for queries over one context token."""
     from modules.parameter_table import expected_parameters
 
-    shapes, clip = expected_parameters(PROJECT / "configs/svd.yaml"), Clip(2, frames, height // 8, width // 8)
-    return {name: unet_flops(shapes, clip, one_token_shortcut=name != PEER) for name in CONTENDERS}
+    shapes, clip = expected_parameters(CONFIG), Clip(2, frames, height // 8, width // 8)
+    ours, theirs = (unet_flops(shapes, clip, one_token_shortcut) for one_token_shortcut in (True, False))
+    return {"graph": ours, "unfused": ours, "pynative": ours, PEER: theirs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.make_parser(
+        __doc__, CONTENDERS, "output/random_svd.safetensors", "benchmarks/results/unet_step.json", steps=2
+    )
     parser.add_argument("--size", default="128x128", help="pixels, height x width")
     parser.add_argument("--frames", type=int, default=14)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of separate processes")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after the first")
-    parser.add_argument("--checkpoint", type=Path, default=PROJECT / "output/random_svd.safetensors")
-    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/unet_step.json")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     height, width = map(int, args.size.split("x"))
     if args.child == PEER:
@@ -99,13 +103,9 @@ def main() -> None:
     else:
         from benchmarks.synthetic_weights import ensure_checkpoint
 
-        ensure_checkpoint(args.checkpoint, PROJECT / "configs/svd.yaml")
-        common = [f"--size={args.size}", f"--frames={args.frames}", f"--steps={args.steps}"]
-        common += [f"--checkpoint={args.checkpoint}"]
-        commands = {name: [__file__, f"--child={name}", *common] for name in args.contenders}
-        results = harness.alternate(commands, args.repeats)
+        ensure_checkpoint(args.checkpoint, CONFIG)
         question = {"what": "UNet step, guidance on, fp32", "size": args.size, "frames": args.frames}
-        harness.save(args.out, question, results, PEER, arithmetic(args.frames, height, width))
+        harness.save(args.out, question, harness.compare(__file__, args), PEER, arithmetic(args.frames, height, width))
 
 
 if __name__ == "__main__":
