@@ -22,8 +22,9 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, ContextManager, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -44,6 +45,7 @@ COND_STREAM = 2  # keeps these random numbers apart from others drawn from the s
 FRAMES_KEY, CLEAN_KEY = "cond_frames", "cond_frames_without_noise"  # inputs of the two embedders that are run
 NOT_OF_CONTENT = ("data_dir", "metadata", "max_broken_share")  # options that do not change what a clip looks like
 KEY_DIGITS = 32
+COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100  # of a frame at most; to be encoded at least
 SUFFIX, BROKEN_SUFFIX = ".safetensors", ".broken"
 MAX_NAMES = 10
 
@@ -125,13 +127,18 @@ class LatentCache:
         if not missing:
             return
         try:
-            with self.engine.conditioner as conditioner, eager():
+            with self.engine.conditioner as conditioner, self._mode(len(missing)):
                 for number, (clip, row) in enumerate(self._rows(missing)):
                     self._write(conditioner, clip, row, chunk_size)
                     if number == 0:
                         self._require_room(clip, len(missing) - 1)
         finally:
             self.engine.conditioner.release()
+
+    def _mode(self, num_clips: int) -> ContextManager[None]:
+        """Compiled, if that is the program's mode, where starting the operators takes as long as running them."""
+        small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
+        return nullcontext() if small and num_clips >= COMPILED_CLIPS else eager()
 
     def open(self) -> CachedDataset:
         """The clips as a data set.
@@ -189,10 +196,13 @@ class LatentCache:
             return
         frames = sample["frames"]
         cond_augs, noised = self._noised(frames[0], clip)
+        latents, cond_latents = np.split(
+            _encode(conditioner, np.concatenate([frames, noised]), chunk_size), [len(frames)]
+        )
         tensors = {
-            "latents": _encode(conditioner, frames, chunk_size) * np.float32(self.engine.scale_factor),
+            "latents": latents * np.float32(self.engine.scale_factor),
             "clip_token": _embed(conditioner, CLEAN_KEY, frames[:1])["crossattn"][0],
-            "cond_latents": _encode(conditioner, noised, chunk_size),
+            "cond_latents": cond_latents,
             "cond_augs": cond_augs,
             "fps_id": sample["fps_id"],
             "start": sample["start"],

@@ -5,6 +5,7 @@ from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -105,8 +106,12 @@ def encode(engine, key, pictures):
     return next(iter(out.values()))
 
 
-def test_samples_are_what_training_without_a_cache_encodes(make, checkpoint):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_samples_are_what_training_without_a_cache_encodes(make, checkpoint, monkeypatch, compiled):
     cache = make(windows=2, horizontal_flip=True, random_crop=True)
+    if compiled:
+        monkeypatch.setattr("data.latent_cache.COMPILED_CLIPS", 6)
+        ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
     cache.build(chunk_size=2)
     assert cache.engine.conditioner.net is None  # no encoder stays in memory
     cached, plain, engine = cache.open(), cache.dataset, engine_of(checkpoint)
