@@ -151,7 +151,7 @@ class TrainStep:
 
     def _compiling(self) -> ContextManager[object]:
         """Every graph is compiled by the end of the first update."""
-        return fused_kernels_inside() if self._to_fuse else nullcontext()
+        return fused_kernels_inside(training=True) if self._to_fuse else nullcontext()
 
     def _mean_gradients(self, batches: Sequence[Inputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
         """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""

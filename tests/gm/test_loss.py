@@ -44,7 +44,7 @@ def test_loss_and_every_gradient_are_those_of_diffusers(twins, fuse):
         ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
         if obstacle():
             pytest.skip(obstacle())
-    with fused_kernels_inside() if fuse else nullcontext():
+    with fused_kernels_inside(training=True) if fuse else nullcontext():
         gradients, result = step._mean_gradients([make_objective().inputs(latents, cond, SIGMA, noise)])
 
     assert mean_losses(result.loss_sums)["loss"] == pytest.approx(theirs.item(), rel=TOLERANCE)
