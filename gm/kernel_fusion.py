@@ -61,9 +61,8 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     The compiler's log, which it leaves in the working directory, is removed.
 
     Args:
-        training: gradients are computed. Norms, broadcasts and transpositions then keep their unfused forms
-            (:data:`gm.kernels.fusing`): MindSpore 2.8 builds kernels of the others' gradients that are wrong by orders
-            of magnitude, and differently each time.
+        training: gradients are computed. Transpositions are not fused then: the sum over a transposed gradient, a
+            bias's, comes out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
     """
     reason = obstacle()
     folder = None if reason else _cache_folder()
@@ -75,11 +74,11 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     foreign = log.exists()
     os.environ[CACHE_PATH] = str(folder)
     ms.set_context(enable_graph_kernel=True)
-    kernels.fusing = not training
+    kernels.fusing, kernels.fusing_transpositions = True, not training
     try:
         yield True
     finally:
-        kernels.fusing = False
+        kernels.fusing = kernels.fusing_transpositions = False
         ms.set_context(enable_graph_kernel=False)
         if not foreign:
             log.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 
 from gm import kernel_fusion, kernels
 from gm.kernel_fusion import fused_kernels_inside, worth_fusing
@@ -18,7 +18,7 @@ from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
 PROJECT = Path(__file__).parents[2]
-WIDTH, FRAMES = 32, 3
+WIDTH, FRAMES = 64, 3  # two channels in each group of a norm
 IN_A_PROCESS_OF_ITS_OWN = """
 import os
 
@@ -47,21 +47,55 @@ def able(graph_mode):
         pytest.skip(kernel_fusion.obstacle())
 
 
+class MeanSquareGradients(nn.Cell):
+    """The gradients of the output's mean square by every parameter of a block."""
+
+    def __init__(self, block):
+        super().__init__(auto_prefix=False)
+        self.block = block
+        self.gradients = ms.grad(self.mean_square, None, weights=ms.ParameterTuple(block.trainable_params()))
+
+    def mean_square(self, *inputs):
+        return ops.square(self.block(*inputs, FRAMES)).mean()
+
+    def construct(self, *inputs):
+        return self.gradients(*inputs)
+
+
+def random_block(block):
+    """The block with random weights, and its inputs."""
+    rng = np.random.default_rng(0)
+    net = block(WIDTH, 16, WIDTH) if block is VideoResBlock else block(WIDTH, 2, WIDTH // 2, 16)
+    for name, parameter in net.parameters_and_names():
+        parameter.name = name
+        parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
+    shapes = ((2 * FRAMES, WIDTH, 4, 6), (2, 16), (2, 1, 16))
+    return net, [Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+
+
 @pytest.mark.parametrize("block", [VideoResBlock, SpatialVideoTransformer])
 def test_a_block_of_fused_kernels(able, block):
-    rng = np.random.default_rng(0)
-    net = block(WIDTH, 16, WIDTH) if block is VideoResBlock else block(WIDTH, 2, 16, 16)
-    for parameter in net.get_parameters():
-        parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
-    x = Tensor(rng.standard_normal((2 * FRAMES, WIDTH, 4, 6)).astype(np.float32))
-    embedding = Tensor(rng.standard_normal((2, 16)).astype(np.float32))
-    tokens = Tensor(rng.standard_normal((2, 1, 16)).astype(np.float32))
+    net, inputs = random_block(block)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    plain = net(x, embedding, tokens, FRAMES).asnumpy()
+    plain = net(*inputs, FRAMES).asnumpy()
     ms.set_context(mode=ms.GRAPH_MODE)
     with fused_kernels_inside():
-        fused = net(x, embedding, tokens, FRAMES).asnumpy()
+        fused = net(*inputs, FRAMES).asnumpy()
     assert np.abs(fused - plain).max() <= 2e-5 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("block", [VideoResBlock, SpatialVideoTransformer])
+def test_gradients_of_a_block_of_fused_kernels(able, block):
+    net, inputs = random_block(block)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    plain = [gradient.asnumpy() for gradient in MeanSquareGradients(net)(*inputs)]
+    ms.set_context(mode=ms.GRAPH_MODE)
+    with fused_kernels_inside(training=True):
+        fused = [gradient.asnumpy() for gradient in MeanSquareGradients(net)(*inputs)]
+    largest = max(np.abs(gradient).max() for gradient in plain)
+    for parameter, have, want in zip(net.trainable_params(), fused, plain):
+        size = max(np.abs(want).max(), 1e-3 * largest)  # a sum smaller than that has lost its digits
+        assert np.abs(have - want).max() <= 1e-3 * size, parameter.name
 
 
 def test_kernels_are_kept_and_nothing_else_stays(able, tmp_path):
