@@ -25,6 +25,7 @@ from gm import kernels
 MACHINES = ("x86_64", "aarch64")
 COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
 LARGE = 100_000_000  # parameters, from which on building the kernels pays within one run
+UNFUSED_SUMS = "--disable_expand_ops=BiasAddGrad"
 COMPILER_LOG = "dsa_transfrom.log"  # its name as AKG spells it
 CACHE_PATH = "MS_COMPILER_CACHE_PATH"  # MindSpore's variable: the folder of the kernels
 
@@ -61,8 +62,8 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     The compiler's log, which it leaves in the working directory, is removed.
 
     Args:
-        training: gradients are computed. Transpositions are not fused then: the sum over a transposed gradient, a
-            bias's, comes out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
+        training: gradients are computed. Norms and the sums of biases' gradients are not fused then: in one kernel
+            with a transposition, sums come out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
     """
     reason = obstacle()
     folder = None if reason else _cache_folder()
@@ -73,13 +74,13 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     log, known = Path.cwd() / COMPILER_LOG, os.environ.get(CACHE_PATH)
     foreign = log.exists()
     os.environ[CACHE_PATH] = str(folder)
-    ms.set_context(enable_graph_kernel=True)
-    kernels.fusing, kernels.fusing_transpositions = True, not training
+    ms.set_context(enable_graph_kernel=True, graph_kernel_flags=UNFUSED_SUMS if training else "")
+    kernels.fusing, kernels.fusing_norms = True, not training
     try:
         yield True
     finally:
-        kernels.fusing = kernels.fusing_transpositions = False
-        ms.set_context(enable_graph_kernel=False)
+        kernels.fusing = kernels.fusing_norms = False
+        ms.set_context(enable_graph_kernel=False, graph_kernel_flags="")
         if not foreign:
             log.unlink(missing_ok=True)
         if known is None:

@@ -22,7 +22,7 @@ _LOGIT_OF_CDF = (
 )  # fmt: skip
 
 fusing = False  # whether networks are being compiled to fused kernels, see gm.kernel_fusion
-fusing_transpositions = False  # and these too
+fusing_norms = False  # and these too
 
 SQRT_HALF = 0.7071067811865476
 INVERSE_SQRT_2PI = 0.3989422804014327
@@ -48,7 +48,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         x: (n, …).
         scale, shift: (n,).
     """
-    if fusing:
+    if fusing_norms:
         return x * scale.reshape(-1, 1) + shift.reshape(-1, 1)
     n = x.shape[0]
     mean = ops.zeros((n,), dtype=x.dtype)
@@ -152,4 +152,4 @@ def swap_axes(x: Tensor, first: int, second: int) -> Tensor:
     """
     order = list(range(x.ndim))
     order[first], order[second] = second, first
-    return ops.transpose(x, tuple(order)) if fusing_transpositions else mint.permute(x, tuple(order))
+    return ops.transpose(x, tuple(order)) if fusing else mint.permute(x, tuple(order))
