@@ -74,13 +74,13 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     log, known = Path.cwd() / COMPILER_LOG, os.environ.get(CACHE_PATH)
     foreign = log.exists()
     os.environ[CACHE_PATH] = str(folder)
-    ms.set_context(enable_graph_kernel=True, graph_kernel_flags=UNFUSED_SUMS if training else "")
+    ms.set_context(enable_graph_kernel=True, **({"graph_kernel_flags": UNFUSED_SUMS} if training else {}))
     kernels.fusing, kernels.fusing_norms = True, not training
     try:
         yield True
     finally:
         kernels.fusing = kernels.fusing_norms = False
-        ms.set_context(enable_graph_kernel=False, graph_kernel_flags="")
+        ms.set_context(enable_graph_kernel=False, **({"graph_kernel_flags": ""} if training else {}))
         if not foreign:
             log.unlink(missing_ok=True)
         if known is None:
