@@ -3,22 +3,16 @@
 from pathlib import Path
 from typing import Dict, Tuple
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gm.checkpoint import open_checkpoint
 from gm.config import load_config
-from svd_tools.key_map import (
-    CONV_1X1,
-    EMBEDDER_VAE_PREFIX,
-    FIRST_STAGE_PREFIX,
-    TRANSPOSED,
-    UNET_PREFIX,
-    VISUAL_PREFIX,
-    diffusers_places,
-)
+from gm.tensor_source import decode
+from svd_tools.diffusers_layout import to_diffusers
+from svd_tools.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
+from svd_tools.lazy_tensor import LazyTensor, from_source
 
 
 def load_unet(checkpoint: Path) -> UNetSpatioTemporalConditionModel:
@@ -91,11 +85,10 @@ def load_image_encoder(checkpoint: Path) -> CLIPVisionModelWithProjection:
 def _state(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:
     """diffusers' name -> tensor, on the file's memory map where the layouts agree."""
     with open_checkpoint(checkpoint) as source:
-        tensors = {name: source.read(name) for name in source.info if name.startswith(prefixes)}
-    state = {}
-    for name, place in diffusers_places(tensors).items():
-        array = tensors[name].T if place.layout == TRANSPOSED else tensors[name]
-        array = array.reshape(array.shape[:2]) if place.layout == CONV_1X1 else array
-        parts = np.split(array, len(place.names))
-        state.update({key: torch.from_numpy(np.ascontiguousarray(part)) for key, part in zip(place.names, parts)})
-    return state
+        published = from_source(source, checkpoint.name)
+        tensors = to_diffusers({name: tensor for name, tensor in published.items() if name.startswith(prefixes)})
+        return {name.partition("/")[2]: _as_torch(tensor) for name, tensor in tensors.items()}
+
+
+def _as_torch(tensor: LazyTensor) -> torch.Tensor:
+    return torch.from_numpy(decode(tensor.load(), tensor.info, tensor.origin))

@@ -52,7 +52,12 @@ def suitable() -> bool:
 
 def worth_fusing(network: nn.Cell) -> bool:
     """Whether building a network's kernels takes less time than 25 steps with them save."""
-    return suitable() and sum(parameter.size for parameter in network.get_parameters()) >= LARGE
+    return suitable() and is_large(network)
+
+
+def is_large(network: nn.Cell) -> bool:
+    """Whether computing takes a network longer than starting and compiling its operators: 100 million parameters."""
+    return sum(parameter.size for parameter in network.get_parameters()) >= LARGE
 
 
 @contextmanager

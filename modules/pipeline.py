@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Dict, Literal, Optional, Tuple, Union
 import numpy as np
 
 from data.image_reader import fit_image
+from data.motion import MAX_BUCKET
 from gm.checkpoint import file_sha256
 from gm.config import load_model
 from gm.errors import UserError
 from gm.guider import EVERY_SIGMA
 from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
-from modules.conditioning import conditioning_inputs
+from modules.frame_size import check_frame_size
+from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 from modules.sampling_choices import choose_sampler
 
 if TYPE_CHECKING:  # MindSpore is imported when a pipeline is built, so that --help and usage errors answer at once
     from gm.engine import DiffusionEngine
 
-SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
-MAX_MOTION_BUCKET = 255
 GRAPH_MODE_MOST_PIXELS = 14 * 160 * 160  # of all frames; beyond it graph mode takes too much memory on CPU
+GRAPH_MODE_LEAST_STEPS = 25  # of a small network; fewer take less time operator by operator than compiling
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +135,7 @@ class SVDPipeline:
         """
         rng = np.random.default_rng(seed)
         pixels = to_pixels(fit_image(image, self.height, self.width, self.crop_offset))
-        image_noise = rng.standard_normal(pixels.shape, np.float32)
-        shape = (1, *self.engine.latent_shape(self.num_frames, self.height, self.width))
-        return self.animate(pixels, image_noise, rng.standard_normal(shape, np.float32), rng)[0]
+        return self.animate(pixels, *draw_noise(self.engine, pixels, self.num_frames, rng), rng)[0]
 
     def animate(
         self, pixels: np.ndarray, image_noise: np.ndarray, noise: np.ndarray, rng: np.random.Generator
@@ -152,20 +151,23 @@ class SVDPipeline:
         Returns:
             (b, t, height, width, 3), uint8.
         """
-        inputs = conditioning_inputs(pixels, image_noise, self.fps, self.motion_bucket_id, self.noise_aug_strength)
-        cond = self.engine.condition(inputs)
-        latents = self.engine.sample(cond, noise, rng)
-        return to_frames(self.engine.decode(latents, self.decode_chunk_size))
+        settings = ClipSettings(self.fps, self.motion_bucket_id, self.noise_aug_strength, self.decode_chunk_size)
+        return to_frames(generate(self.engine, pixels, (image_noise, noise), rng, settings))
 
-    @property
-    def preferred_mode(self) -> int:
-        """The faster mode over a run that a machine's memory allows.
+    def preferred_mode(self, num_clips: int = 1) -> int:
+        """The faster mode over a run of `num_clips` clips that a machine's memory allows.
 
-        On CPU, graph mode saves more than it costs to compile, but keeps buffers for every operator: a large video
-        runs operator by operator, where the operators are so large that nothing else counts.
+        On CPU, graph mode saves more than it costs to compile unless the run is short, but keeps buffers for every
+        operator: a large video runs operator by operator, where the operators are so large that nothing else counts.
         """
-        pixels = self.num_frames * self.height * self.width
-        return GRAPH_MODE if _device() == "Ascend" or pixels <= GRAPH_MODE_MOST_PIXELS else PYNATIVE_MODE
+        if _device() == "Ascend":
+            return GRAPH_MODE
+        from gm.kernel_fusion import is_large
+
+        network, steps = self.engine.network.net, num_clips * self.engine.sampler.num_steps
+        short = network is not None and not is_large(network) and steps < GRAPH_MODE_LEAST_STEPS
+        huge = self.num_frames * self.height * self.width > GRAPH_MODE_MOST_PIXELS
+        return PYNATIVE_MODE if short or huge else GRAPH_MODE
 
     @property
     def settings(self) -> Dict[str, Any]:
@@ -217,15 +219,13 @@ class SVDPipeline:
     def _check(self) -> None:
         """Refuses what cannot work, and warns of what works badly."""
         for flag, value in (("height", self.height), ("width", self.width)):
-            if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
-                near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
-                raise UserError(f"--SVD.{flag}={value}: must be a multiple of {SIZE_MULTIPLE}, such as {near}")
+            check_frame_size(f"--SVD.{flag}", value)
         if self.num_frames < 1:
             raise UserError(f"--SVD.num_frames={self.num_frames}: must be 1 or more")
         if self.fps < 1:
             raise UserError(f"--SVD.fps={self.fps}: must be 1 or more")
-        if not 0 <= self.motion_bucket_id <= MAX_MOTION_BUCKET:
-            raise UserError(f"--SVD.motion_bucket_id={self.motion_bucket_id}: must be 0 to {MAX_MOTION_BUCKET}")
+        if not 0 <= self.motion_bucket_id <= MAX_BUCKET:
+            raise UserError(f"--SVD.motion_bucket_id={self.motion_bucket_id}: must be 0 to {MAX_BUCKET}")
         if self.noise_aug_strength < 0:
             raise UserError(f"--SVD.noise_aug_strength={self.noise_aug_strength}: must be 0 or more")
         if self.decode_chunk_size < 0:
@@ -234,17 +234,6 @@ class SVDPipeline:
             raise UserError(f"--SVD.crop_offset={list(self.crop_offset)}: both must be 0 to 1")
         if not 5 <= self.fps <= 30:
             logger.warning("--SVD.fps=%d is outside the range 5 to 30 that the model was trained for", self.fps)
-
-
-def to_pixels(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 -> (1, 3, h, w), fp32, range -1..1."""
-    return (image.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1)[None]
-
-
-def to_frames(pixels: np.ndarray) -> np.ndarray:
-    """(b, t, 3, h, w), range -1..1, clipped -> (b, t, h, w, 3), uint8."""
-    unit = np.clip(pixels / 2 + 0.5, 0, 1)
-    return np.rint(unit * 255).astype(np.uint8).transpose(0, 1, 3, 4, 2)
 
 
 def _device() -> str:

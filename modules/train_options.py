@@ -6,9 +6,8 @@ from typing import Any, Dict, List, Literal, Optional, Tuple
 
 from data.motion import MAX_BUCKET
 from gm.errors import UserError
+from modules.frame_size import check_frame_size
 from modules.objective_options import AutoencoderOptions, CondAugOptions, DropoutOptions, LoRAOptions, SigmaOptions
-
-SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 
 
 @dataclass
@@ -22,7 +21,8 @@ class EnvironmentOptions:
         distributed: several processes train together; start them with msrun.
         shard_optimizer: each Ascend card holds a share of the optimizer's state, with distributed.
         fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each, which takes a minute
-            and a third off a step of the UNet. By default for runs of 300 updates or more of the stage unet; needs g++.
+            and a quarter off a step of the UNet. By default for runs of 300 updates or more of the stage unet; it needs
+            g++.
         debug: log more.
         enable_modelarts: the reference toolkit's; False only.
     """
@@ -270,12 +270,7 @@ class TrainingOptions:
             )
         self._check_stage()
         for name in ("height", "width"):
-            size = self.dataset[name]
-            if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
-                near = max(SIZE_MULTIPLE, round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
-                raise UserError(
-                    f"--train.dataset.init_args.{name} is {size}; it is a multiple of {SIZE_MULTIPLE}, such as {near}"
-                )
+            check_frame_size(f"--train.dataset.init_args.{name}", self.dataset[name])
 
     def _check_stage(self) -> None:
         """Raises a UserError for options that the stage has no use for."""

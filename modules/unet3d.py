@@ -135,13 +135,11 @@ class VideoUNet(nn.Cell):
             skips += (x,)
         for block in self.middle_block:
             x = block(x, emb, context, num_frames)
-        deep = x
-        for index, stage in enumerate(self.output_blocks):
-            deep = x
+        for index, stage in enumerate(self.output_blocks[:-1]):
             x = ops.cat((x, skips[-1 - index]), axis=1)
             for block in stage:
                 x = block(x, emb, context, num_frames)
-        return self.out(x), deep
+        return self._last_stage(x, skips[0], emb, context, num_frames), x
 
     def from_deep_features(
         self, deep: Tensor, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int
@@ -154,7 +152,11 @@ class VideoUNet(nn.Cell):
         emb = self._embedding(x, c_noise, vector)
         for block in self.input_blocks[0]:
             x = block(x, emb, context, num_frames)
-        x = ops.cat((deep, x), axis=1)
+        return self._last_stage(deep, x, emb, context, num_frames)
+
+    def _last_stage(self, x: Tensor, skip: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        """From the stage before and the first convolution to the prediction."""
+        x = ops.cat((x, skip), axis=1)
         for block in self.output_blocks[-1]:
             x = block(x, emb, context, num_frames)
         return self.out(x)

@@ -15,11 +15,9 @@ from data.video_writer import write_video
 from gm.callbacks import keep_training
 from gm.callbacks_base import Callback, TrainerView
 from gm.engine import DiffusionEngine
-from gm.errors import UserError
 from gm.files import PathLike
 from gm.metrics_log import MetricsLog
-from modules.conditioning import conditioning_inputs
-from modules.pipeline import to_frames, to_pixels
+from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 
 FOLDER = "validation"  # in the run's folder
 FLAG = "--train.validation."
@@ -64,13 +62,10 @@ class ValidationVideos(Callback):
         decode_chunk_size: int = 0,
         log: Optional[MetricsLog] = None,
     ) -> None:
-        if min((*seeds, 0)) < 0:
-            raise UserError(f"{FLAG}seeds: {min(seeds)} cannot be used; expected 0 or more")
         self._paths: List[Path] = find_images(images, f"{FLAG}images")
         self._images = [fit_image(read_image(path), height, width) for path in self._paths]
-        self._num_frames, self._seeds, self._fps = num_frames, list(seeds), fps
-        self._motion_bucket_id, self._noise_aug_strength = motion_bucket_id, noise_aug_strength
-        self._sampling_steps, self._decode_chunk_size = sampling_steps, decode_chunk_size
+        self._num_frames, self._seeds, self._sampling_steps = num_frames, list(seeds), sampling_steps
+        self._settings = ClipSettings(fps, motion_bucket_id, noise_aug_strength, decode_chunk_size)
         self._log = log
 
     def on_validation(self, step: int, trainer: TrainerView) -> None:
@@ -84,27 +79,23 @@ class ValidationVideos(Callback):
                         self._write(frames, name, step, Path(trainer.output_dir) / FOLDER)
 
     def _sample(self, engine: DiffusionEngine, image: np.ndarray, seed: int) -> np.ndarray:
-        """(t, h, w, 3), uint8; the noise is drawn as in :meth:`modules.pipeline.SVDPipeline.__call__`."""
+        """(t, h, w, 3), uint8."""
         rng = np.random.default_rng(seed)
         pixels = to_pixels(image)
-        image_noise = rng.standard_normal(pixels.shape, np.float32)
-        shape = engine.latent_shape(self._num_frames, *image.shape[:2])
-        noise = rng.standard_normal((1, *shape), np.float32)
-        batch = conditioning_inputs(pixels, image_noise, self._fps, self._motion_bucket_id, self._noise_aug_strength)
-        latents = engine.sample(engine.condition(batch), noise, rng)
-        decoded = engine.decode(latents, self._decode_chunk_size)[0]
+        decoded = generate(engine, pixels, draw_noise(engine, pixels, self._num_frames, rng), rng, self._settings)
         if not np.isfinite(decoded).all():
             logger.warning("a validation video holds values that are no numbers; they are shown black")
-        return to_frames(np.nan_to_num(decoded, nan=-1.0)[None])[0]
+        return to_frames(np.nan_to_num(decoded, nan=-1.0))[0]
 
     def _write(self, frames: np.ndarray, name: str, step: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"step": step, "motion_bucket_id": self._motion_bucket_id, "fps": self._fps}
-        write_video(frames, folder / f"{name}_step{step:08d}.mp4", self._fps, settings, "mp4")
+        fps = self._settings.fps
+        settings = {"step": step, "motion_bucket_id": self._settings.motion_bucket_id, "fps": fps}
+        write_video(frames, folder / f"{name}_step{step:08d}.mp4", fps, settings, "mp4")
         if self._log is not None:
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / "video.gif"
-                write_gif(frames, path, self._fps, name)
+                write_gif(frames, path, fps, name)
                 self._log.animation(step, f"{FOLDER}/{name}", path.read_bytes(), *frames.shape[1:3])
 
 

@@ -10,7 +10,8 @@ from data.image_reader import fit_image
 from gm.engine import DiffusionEngine
 from gm.runtime import eager
 from modules.encoders import image_autoencoder, in_image_autoencoder
-from modules.pipeline import SVDPipeline, to_frames, to_pixels
+from modules.generation import to_frames, to_pixels
+from modules.pipeline import SVDPipeline
 
 
 class Clip(NamedTuple):

@@ -23,7 +23,7 @@ CLIPS = "--train.dataset.init_args."
         ([f"{CLIPS}data_dir=/nowhere"], "/nowhere"),
         ([f"{CLIPS}metadata=/nowhere.csv"], "--train.dataset.init_args.metadata: cannot read /nowhere.csv"),
         ([f"{CLIPS}frames=100"], "frames x step = 100 x 2 = 200, and the longest of its 4 videos has 12"),
-        ([f"{CLIPS}height=70"], "--train.dataset.init_args.height is 70; it is a multiple of 64, such as 64"),
+        ([f"{CLIPS}height=70"], "--train.dataset.init_args.height=70: must be a multiple of 64, such as 64"),
         (["--train.dataset.class_path=my.Videos"], "--train.dataset.class_path: my.Videos cannot be used"),
         (["--train.dataloader.batch_size=5"], "4 usable videos do not fill one batch of 5"),
         (["--train.settings.gradient_accumulation_steps=9"], "are not enough for one update"),

@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
-from modules.pipeline import SVDPipeline, to_pixels
+from modules.generation import to_pixels
+from modules.pipeline import SVDPipeline
 from tests.parity.peers import CONFIG
 
 STEPS = 3
