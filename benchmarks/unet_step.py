@@ -5,6 +5,7 @@ between two full ones that --SVD.feature_cache makes.
     python benchmarks/unet_step.py --size 128x128 --frames 14 --repeats 3
 """
 
+import argparse
 import os
 import sys
 import time
@@ -26,17 +27,19 @@ MODES = {"graph": 0, "unfused": 0, "pynative": 1, "cached": 0}  # unfused: graph
 CONTENDERS = (*MODES, PEER)
 
 
-def inputs(frames: int, height: int, width: int):
-    """Both guidance halves of one clip: x, c_noise, CLIP tokens, and the three conditioning numbers."""
+def inputs(args: argparse.Namespace):
+    """Both guidance halves of all clips: x, c_noise, CLIP tokens, and the three conditioning numbers."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2 * frames, 8, height // 8, width // 8), np.float32)
-    tokens = rng.standard_normal((2, 1, 1024), np.float32)
-    return x, np.full(2, 0.5, np.float32), tokens, np.array([[6, 127, 0.02]] * 2, np.float32)
+    height, width, halves = *map(int, args.size.split("x")), 2 * args.clips
+    x = rng.standard_normal((halves * args.frames, 8, height // 8, width // 8), np.float32)
+    tokens = rng.standard_normal((halves, 1, 1024), np.float32)
+    return x, np.full(halves, 0.5, np.float32), tokens, np.array([[6, 127, 0.02]] * halves, np.float32)
 
 
-def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
+def run_ours(args: argparse.Namespace) -> None:
     from gm.runtime import setup_runtime
 
+    name = args.child
     setup_runtime(MODES[name], "CPU")
     from mindspore import Tensor
 
@@ -47,43 +50,44 @@ def run_ours(name: str, checkpoint: Path, frames: int, height: int, width: int, 
 
     start = time.perf_counter()
     engine = instantiate(load_config(CONFIG)["model"])
-    engine.attach(checkpoint)
+    engine.attach(args.checkpoint)
     net = engine.network.load()
-    x, c_noise, tokens, numbers = inputs(frames, height, width)
+    x, c_noise, tokens, numbers = inputs(args)
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
-    arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), frames)
+    arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), args.frames)
     cache = FeatureCache(net, interval=1 << 30)  # the first step is a full one, the timed ones are not
 
     def step() -> np.ndarray:
         return (cache(None, *arguments) if name == "cached" else net(*arguments)).asnumpy()
 
     with fused_kernels_inside() if name in ("graph", "cached") else nullcontext():
-        harness.measure_steps(step, start, steps)
+        harness.measure_steps(step, start, args.steps)
 
 
-def run_diffusers(checkpoint: Path, frames: int, height: int, width: int, steps: int) -> None:
+def run_diffusers(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(os.cpu_count())
     start = time.perf_counter()
     from benchmarks.peers import load_unet
 
-    unet = load_unet(checkpoint)
-    x, c_noise, tokens, numbers = (torch.from_numpy(array) for array in inputs(frames, height, width))
-    x = x.reshape(2, frames, *x.shape[1:])
+    unet = load_unet(args.checkpoint)
+    x, c_noise, tokens, numbers = (torch.from_numpy(array) for array in inputs(args))
+    x = x.unflatten(0, (2 * args.clips, args.frames))
 
     def step():
         with torch.no_grad():
             return unet(x, c_noise, tokens, numbers).sample.flatten(0, 1).numpy()
 
-    harness.measure_steps(step, start, steps)
+    harness.measure_steps(step, start, args.steps)
 
 
-def arithmetic(frames: int, height: int, width: int) -> Dict[str, int]:
+def arithmetic(args: argparse.Namespace) -> Dict[str, int]:
     """Contender -> floating-point operations of its full step: ours needs none for queries over one context token."""
     from modules.parameter_table import expected_parameters
 
-    shapes, clip = expected_parameters(CONFIG), Clip(2, frames, height // 8, width // 8)
+    height, width = map(int, args.size.split("x"))
+    shapes, clip = expected_parameters(CONFIG), Clip(2 * args.clips, args.frames, height // 8, width // 8)
     ours, theirs = (unet_flops(shapes, clip, one_token_shortcut) for one_token_shortcut in (True, False))
     return {"graph": ours, "unfused": ours, "pynative": ours, PEER: theirs}
 
@@ -94,18 +98,17 @@ def main() -> None:
     )
     parser.add_argument("--size", default="128x128", help="pixels, height x width")
     parser.add_argument("--frames", type=int, default=14)
+    parser.add_argument("--clips", type=int, default=1, help="in a batch")
     args = parser.parse_args()
-    height, width = map(int, args.size.split("x"))
-    if args.child == PEER:
-        run_diffusers(args.checkpoint, args.frames, height, width, args.steps)
-    elif args.child:
-        run_ours(args.child, args.checkpoint, args.frames, height, width, args.steps)
+    if args.child:
+        run_diffusers(args) if args.child == PEER else run_ours(args)
     else:
         from benchmarks.synthetic_weights import ensure_checkpoint
 
         ensure_checkpoint(args.checkpoint, CONFIG)
-        question = {"what": "UNet step, guidance on, fp32", "size": args.size, "frames": args.frames}
-        harness.save(args.out, question, harness.compare(__file__, args), PEER, arithmetic(args.frames, height, width))
+        shape = {"size": args.size, "frames": args.frames, "clips": args.clips}
+        question = {"what": "UNet step, guidance on, fp32", **shape}
+        harness.save(args.out, question, harness.compare(__file__, args), PEER, arithmetic(args))
 
 
 if __name__ == "__main__":

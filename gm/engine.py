@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, ContextManager, Dict, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gm.autoencoder import DOWNSAMPLING
 from gm.checkpoint import open_checkpoint
 from gm.checkpoint_names import compare_names
+from gm.compile_cache import kept_compilation
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
@@ -43,6 +44,8 @@ class DiffusionEngine:
         fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`); None: if the UNet
             is large enough for that to pay.
         feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.feature_cache`); 1: always.
+        compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.compile_cache`). The network
+            must be as its recipe makes it.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
@@ -63,6 +66,7 @@ class DiffusionEngine:
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fuse_kernels: Optional[bool] = None
         self.feature_cache = 1
+        self.compile_cache = False
         self._cache: Optional[FeatureCache] = None
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
@@ -124,7 +128,8 @@ class DiffusionEngine:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
         with self.network as network, self._fusion(network):
-            evaluate = _network_function(network, self.network.dtype, self._features_of(network))
+            recipe = self.network.build.node if self.compile_cache else None
+            evaluate = _network_function(network, self.network.dtype, self._features_of(network), recipe)
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))
 
@@ -184,15 +189,19 @@ def _progress(title: str) -> Callable:
     return wrap
 
 
-def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache]) -> Callable:
-    """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips."""
+def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache], recipe: Any) -> Callable:
+    """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips; with a recipe, what is compiled is kept."""
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape
         image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
         frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
-        tensors = Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype)
-        out = network(*tensors, t) if cache is None else cache(cond, *tensors, t)
+        inputs = Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t
+        if cache is not None:
+            out = cache(cond, *inputs)
+        else:
+            with nullcontext() if recipe is None else kept_compilation(recipe, inputs):
+                out = network(*inputs)
         return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
 
     return evaluate

@@ -21,6 +21,7 @@ import mindspore as ms
 from mindspore import nn
 
 from gm import kernels
+from gm.user_cache import cache_folder
 
 MACHINES = ("x86_64", "aarch64")
 COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
@@ -71,7 +72,7 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
             with a transposition, sums come out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
     """
     reason = obstacle()
-    folder = None if reason else _cache_folder()
+    folder = None if reason else cache_folder(f"kernels-{ms.__version__}-{platform.machine()}")
     if folder is None:
         logger.warning("no fused kernels: %s", reason or "no folder to keep them in")
         yield False
@@ -92,15 +93,3 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
             del os.environ[CACHE_PATH]
         else:
             os.environ[CACHE_PATH] = known
-
-
-def _cache_folder() -> Optional[Path]:
-    """Where kernels are kept: for each release of MindSpore a folder; None where it cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "mindspore_svd" / f"kernels-{ms.__version__}-{platform.machine()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logger.warning("no fused kernels: cannot make %s: %s", folder, error.strerror)
-        return None
-    return folder if os.access(folder, os.W_OK) else None

@@ -65,6 +65,8 @@ class SVDPipeline:
         fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each: a seventh off a
             step's time and a quarter off its memory at full size. Needs g++; kernels are kept in the user's cache
             folder. By default for UNets of over 100 million parameters, where g++ is there.
+        compile_cache: in graph mode, keep what was compiled in the user's cache folder, so that the next run of the
+            same size need not compile it again. By default on CPU.
         lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
         lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
     """
@@ -92,6 +94,7 @@ class SVDPipeline:
         crop_offset: Tuple[float, float] = (0.5, 0.5),
         offload: bool = False,
         fuse_kernels: Optional[bool] = None,
+        compile_cache: Optional[bool] = None,
         lora: Optional[str] = None,
         lora_scale: float = 1.0,
     ) -> None:
@@ -114,6 +117,7 @@ class SVDPipeline:
         if feature_cache < 1:
             raise UserError(f"--SVD.feature_cache={feature_cache}: must be 1 (exact) or more")
         self.engine.feature_cache = feature_cache
+        self.engine.compile_cache = _device() == "CPU" if compile_cache is None else compile_cache
         self.lora, self.lora_scale = lora, lora_scale
         if lora is not None:
             self._overlay_lora()

@@ -9,7 +9,8 @@ import pytest
 
 THREADS = 2  # what continuous integration has; results and timings should not depend on a bigger machine
 COMPILER_FILES = "MS_OM_PATH"  # where MindSpore puts rank_0/om/analyze_fail.ir when a graph does not compile
-ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "GLOG_v": "3"}  # set before MindSpore is imported, here or in a child
+# Set before MindSpore is imported, here or in a child. Nothing is compiled into, or read from, the user's cache.
+ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "GLOG_v": "3", "MS_COMPILER_CACHE_ENABLE": "0"}
 
 
 def pytest_addoption(parser):

@@ -1,5 +1,7 @@
 """The whole pipeline against diffusers' on the same weights, image and noise: frames within 1/255 everywhere."""
 
+from contextlib import nullcontext
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -93,6 +95,14 @@ def test_a_seed_gives_the_same_frames_in_both_modes(pipeline, image, frames_of_s
     ms.set_context(mode=GRAPH_MODE)  # the session's conftest restores it
     in_graph_mode = pipeline(image, seed=7)
     assert np.abs(in_graph_mode.astype(int) - frames_of_seed_7.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("wanted", [None, False])
+def test_what_is_compiled_is_kept_unless_told_otherwise(peer, image, monkeypatch, wanted):
+    recipes = []
+    monkeypatch.setattr("gm.engine.kept_compilation", lambda recipe, inputs: recipes.append(recipe) or nullcontext())
+    SVDPipeline(CONFIG, peer.checkpoint, num_frames=1, sampling_steps=1, compile_cache=wanted)(image, 7)
+    assert bool(recipes) == (wanted is None)
 
 
 def test_offloading_changes_nothing(peer, image, frames_of_seed_7):
