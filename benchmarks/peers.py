@@ -2,10 +2,19 @@
 
 from pathlib import Path
 from typing import Dict, Tuple
+from unittest.mock import patch
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.models.embeddings import Timesteps
+from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder
+from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gm.checkpoint import open_checkpoint
 from gm.config import load_config
@@ -80,6 +89,57 @@ def load_image_encoder(checkpoint: Path) -> CLIPVisionModelWithProjection:
     missing, extra = clip.load_state_dict(state, strict=False, assign=True)
     assert not extra and all(name.endswith("position_ids") for name in missing)
     return clip.eval()
+
+
+def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPipeline:
+    """The whole pipeline of one of this project's YAML files, with the published Euler sampler."""
+    params = load_config(config)["model"]["params"]
+    first_stage = params["first_stage_config"]["params"]["decoder_config"]["params"]
+    clip = params["conditioner_config"]["params"]["embedders"][0]["params"]["open_clip_embedding_config"]
+    vision = clip["params"]["model_config"]["params"]["visual_config"]["params"]
+    groups, widths = first_stage["num_groups"], [first_stage["ch"] * mult for mult in first_stage["ch_mult"]]
+    group_norm = torch.nn.GroupNorm
+    with patch("torch.nn.GroupNorm", lambda num_groups, *args, **options: group_norm(groups, *args, **options)):
+        vae = AutoencoderKLTemporalDecoder(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            layers_per_block=first_stage["num_res_blocks"],
+            latent_channels=first_stage["z_channels"],
+            scaling_factor=params["scale_factor"],
+        )
+        # diffusers gives the middle as many layers as a level; the published model has two in either.
+        vae.decoder.mid_block = MidBlockTemporalDecoder(widths[-1], widths[-1], widths[-1], num_layers=2)
+    encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=vision["width"],
+            intermediate_size=vision["mlp_width"],
+            projection_dim=vision["output_dim"],
+            num_hidden_layers=vision["layers"],
+            num_attention_heads=vision["heads"],
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            hidden_act="gelu",
+        )
+    )
+    vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
+    encoder.load_state_dict(_state(checkpoint, (VISUAL_PREFIX,)), strict=False)
+    unet = unet_of_config(config, checkpoint)
+    unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
+    scheduler = EulerDiscreteScheduler(
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+    )
+    size = vision["image_size"]
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    pipeline = StableVideoDiffusionPipeline(vae.eval(), encoder.eval(), unet.eval(), scheduler, processor)
+    pipeline.set_progress_bar_config(disable=True)
+    resize = pipeline_stable_video_diffusion._resize_with_antialiasing
+    pipeline_stable_video_diffusion._resize_with_antialiasing = lambda image, _: resize(image, (size, size))
+    return pipeline
 
 
 def _state(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:

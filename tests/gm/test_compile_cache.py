@@ -102,6 +102,17 @@ def test_a_folder_whose_file_is_gone_is_filled_again(run, tmp_path):
     assert list(compiled(tmp_path)) == [path]
 
 
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_damaged_file_is_replaced(run, tmp_path, size):
+    run(3, 0.1, 4)
+    (path,) = compiled(tmp_path)
+    whole = path.stat().st_size
+    path.chmod(0o600)
+    os.truncate(path, size)
+    assert run(3, 0.1, 4) == pytest.approx(value(3, 0.1), rel=1e-5)
+    assert path.stat().st_size == whole
+
+
 def test_networks_that_were_not_used_for_long_are_removed(tmp_path):
     for number in range(KEPT + 3):
         (tmp_path / f"{number}").mkdir()
