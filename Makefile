@@ -27,7 +27,11 @@ lint: setup-dev
 	$(BIN)/ruff check
 
 bench: setup-dev
-	$(BIN)/python benchmarks/unet_step.py
+	$(BIN)/python benchmarks/unet_step.py --contenders graph diffusers
+	$(BIN)/python benchmarks/stages.py --stage=decode
+	$(BIN)/python benchmarks/stages.py --stage=encode
+	$(BIN)/python benchmarks/sampling_run.py
+	$(BIN)/python benchmarks/train_step.py --contenders graph diffusers
 
 clean:
 	rm -rf rank_0 kernel_meta .pytest_cache .ruff_cache

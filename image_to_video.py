@@ -85,7 +85,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             runtime = setup_runtime(flags.mode or GRAPH_MODE, flags.device_target)
             pipeline = build_pipeline(flags)
             if flags.mode is None:
-                runtime = set_mode(runtime, pipeline.preferred_mode(len(readable)))
+                runtime = set_mode(runtime, pipeline.preferred_mode)
             for image in readable:
                 with noted(image, failures):
                     path = animate(pipeline, image, flags, runtime)

@@ -1,7 +1,7 @@
 """diffusers' networks with the weights of a published file, memory-mapped."""
 
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Mapping, Tuple
 from unittest.mock import patch
 
 import torch
@@ -22,6 +22,17 @@ from gm.tensor_source import decode
 from svd_tools.diffusers_layout import to_diffusers
 from svd_tools.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
 from svd_tools.lazy_tensor import LazyTensor, from_source
+
+VIT_H_14 = {
+    "width": 1280,
+    "mlp_width": 5120,
+    "output_dim": 1024,
+    "layers": 32,
+    "heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+RESIZE = pipeline_stable_video_diffusion._resize_with_antialiasing
 
 
 def load_unet(checkpoint: Path) -> UNetSpatioTemporalConditionModel:
@@ -71,17 +82,17 @@ def load_vae(checkpoint: Path) -> AutoencoderKLTemporalDecoder:
     return vae.eval()
 
 
-def load_image_encoder(checkpoint: Path) -> CLIPVisionModelWithProjection:
-    """CLIP's image tower, ViT-H/14."""
+def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
+    """CLIP's image tower, with the options of :class:`gm.clip.VisionTransformer`."""
     clip = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            hidden_size=1280,
-            intermediate_size=5120,
-            projection_dim=1024,
-            num_hidden_layers=32,
-            num_attention_heads=16,
-            image_size=224,
-            patch_size=14,
+            hidden_size=options["width"],
+            intermediate_size=options["mlp_width"],
+            projection_dim=options["output_dim"],
+            num_hidden_layers=options["layers"],
+            num_attention_heads=options["heads"],
+            image_size=options["image_size"],
+            patch_size=options["patch_size"],
             hidden_act="gelu",
         )
     )
@@ -109,20 +120,8 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
         )
         # diffusers gives the middle as many layers as a level; the published model has two in either.
         vae.decoder.mid_block = MidBlockTemporalDecoder(widths[-1], widths[-1], widths[-1], num_layers=2)
-    encoder = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=vision["width"],
-            intermediate_size=vision["mlp_width"],
-            projection_dim=vision["output_dim"],
-            num_hidden_layers=vision["layers"],
-            num_attention_heads=vision["heads"],
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            hidden_act="gelu",
-        )
-    )
     vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
-    encoder.load_state_dict(_state(checkpoint, (VISUAL_PREFIX,)), strict=False)
+    encoder = load_image_encoder(checkpoint, vision)
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
     scheduler = EulerDiscreteScheduler(
@@ -137,8 +136,8 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     pipeline = StableVideoDiffusionPipeline(vae.eval(), encoder.eval(), unet.eval(), scheduler, processor)
     pipeline.set_progress_bar_config(disable=True)
-    resize = pipeline_stable_video_diffusion._resize_with_antialiasing
-    pipeline_stable_video_diffusion._resize_with_antialiasing = lambda image, _: resize(image, (size, size))
+    # It resizes to 224 pixels, whatever the tower takes.
+    pipeline_stable_video_diffusion._resize_with_antialiasing = lambda image, _: RESIZE(image, (size, size))
     return pipeline
 
 

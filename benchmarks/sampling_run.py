@@ -1,12 +1,13 @@
 """How long a whole run of svd_tiny takes, from the start of the program to the written video: this project for the
-first time ("cold": nothing compiled is kept) and again ("warm"), against diffusers' pipeline in eager PyTorch, with the
-same weights, picture, size and number of steps.
+first time ("cold": nothing compiled is there) and again ("warm"), against diffusers' pipeline in eager PyTorch, with
+the same weights, picture, size and number of steps.
 
     python benchmarks/sampling_run.py --repeats 3
 """
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -22,10 +23,14 @@ COLD, WARM, PEER = "cold", "warm", "diffusers"
 CONTENDERS = (COLD, WARM, PEER)
 CONFIG = PROJECT / "configs/svd_tiny.yaml"
 FPS = 7
+CACHE = "cache"
 
 
 def measure(args: argparse.Namespace, start: float) -> None:
     """The run of one contender: the first video from the program's start on, and a second one after it."""
+    if args.child == COLD:
+        shutil.rmtree(Path(args.folder) / CACHE, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = str(Path(args.folder) / CACHE)  # a cold run fills it for the warm one after it
     make_video = prepare_diffusers(args) if args.child == PEER else prepare_ours(args)
     make_video()
     first = time.perf_counter() - start
@@ -41,7 +46,7 @@ def prepare_ours(args: argparse.Namespace) -> Callable[[], None]:
     flags = build_parser().parse_args([*flags, f"--SVD.sampling_steps={args.sampling_steps}", f"--SVD.fps={FPS}"])
     runtime = setup_runtime(GRAPH_MODE, flags.device_target)
     pipeline = build_pipeline(flags)
-    runtime = set_mode(runtime, pipeline.preferred_mode())
+    runtime = set_mode(runtime, pipeline.preferred_mode)
     return lambda: animate(pipeline, args.image, flags, runtime)
 
 
@@ -90,14 +95,12 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        with tempfile.TemporaryDirectory() as folder:
-            args.folder = folder
-            if args.child == COLD:
-                os.environ["XDG_CACHE_HOME"] = folder
-            measure(args, start)
+        measure(args, start)
         return
     question = {"what": "a whole run of svd_tiny, fp32", "sampling_steps": args.sampling_steps}
-    harness.save(args.out, question, harness.compare(__file__, args), PEER)
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = folder
+        harness.save(args.out, question, harness.compare(__file__, args), PEER)
 
 
 if __name__ == "__main__":

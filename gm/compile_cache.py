@@ -3,33 +3,36 @@
 MindSpore recognises a compiled network by the order of compilation and the program's sources alone. So each network
 gets a folder of its own here, named after a hash of all that its graph depends on: its configuration, the inputs'
 shapes and types, the sources, MindSpore's release and whether kernels are fused. Weights are not part of it.
+
+A process looks up its folder once, at the first compilation. So it is the first network alone that is kept.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import sys
-import tempfile
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import mindspore as ms
 from mindspore import Tensor
 
 from gm import kernels
-from gm.user_cache import cache_folder
+from gm.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment
 
-ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"  # MindSpore's variables
-KERNELS = "akg_kernel_meta"  # where fused kernels are, below PATH; all networks share them
+KIND = "compiled"
+LOCK = "lock"
+SHARED = ("akg_kernel_meta", "kernel_build_tmp.key")  # fused kernels and their lock: of all networks together
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCES = ("gm", "modules", "data", "svd_tools")
 KEY_DIGITS = 32
 KEPT = 20  # networks, the last used ones
+
+settled = False  # whether this process has a folder already, or compiled without one
 
 logger = logging.getLogger(__name__)
 
@@ -38,63 +41,60 @@ logger = logging.getLogger(__name__)
 def kept_compilation(recipe: Any, inputs: Sequence[Any]) -> Iterator[None]:
     """Inside, one network is called: in graph mode it is compiled if this is its first time on this machine, else read.
 
-    Who sets MS_COMPILER_CACHE_ENABLE, to 1 with a folder or to 0, is left alone.
+    Whoever sets MindSpore's variables for its cache is left alone.
 
     Args:
         recipe: what its graph is made from, as JSON can hold it: all that tells it from other networks.
         inputs: that it is called with: tensors and Python numbers.
     """
-    command = Path(sys.argv[0])  # MindSpore reads its source, which python -c has not
-    eager, users_own = ms.get_context("mode") != ms.GRAPH_MODE, ENABLE in os.environ
-    if eager or users_own or not command.is_file():
-        yield
-        return
-    folder = cache_folder(f"compiled-{ms.__version__}-{platform.machine()}")
+    global settled
+    folder = None if settled or not _possible() else _prepared(recipe, inputs)
     if folder is None:
         yield
         return
-    final = folder / _key(recipe, inputs)
-    if final.exists():
-        with suppress(OSError):
-            os.utime(final)
-        with _compiling_into(final):
+    settled = True
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process compiles it just now
             yield
-        return
+            return
+        with environment(**{CACHE_ENABLE: "1", CACHE_PATH: str(folder)}):
+            yield
+    _prune(folder.parent)
+
+
+def _possible() -> bool:
+    users_own = CACHE_ENABLE in os.environ or (CACHE_PATH in os.environ and not kernels.fusing)
+    has_source = Path(sys.argv[0]).is_file()  # which MindSpore reads; python -c has none
+    return ms.get_context("mode") == ms.GRAPH_MODE and not users_own and has_source
+
+
+def _prepared(recipe: Any, inputs: Sequence[Any]) -> Optional[Path]:
+    """The network's folder, ready to be compiled into; None where that is impossible."""
+    base = cache_folder(KIND)
+    if base is None:
+        return None
+    folder = base / _key(recipe, inputs)
     try:
-        work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=folder))
+        folder.mkdir(exist_ok=True)
+        os.utime(folder)
+        if kernels.fusing:
+            _share_kernels(Path(os.environ[CACHE_PATH]), folder)
     except OSError as error:
-        logger.warning("what is compiled is not kept: cannot write to %s: %s", folder, error.strerror)
-        yield
-        return
-    try:
-        with _compiling_into(work):
-            yield
-        with suppress(OSError):  # another process was faster
-            work.rename(final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    _prune(folder)
+        logger.warning("what is compiled is not kept: %s", error)
+        return None
+    return folder
 
 
-@contextmanager
-def _compiling_into(folder: Path) -> Iterator[None]:
-    """Points MindSpore at a folder; fused kernels stay where :mod:`gm.kernel_fusion` keeps them."""
-    before = os.environ.get(PATH)
-    if kernels.fusing and before is not None:
-        shared, link = Path(before) / KERNELS, folder / KERNELS
-        shared.mkdir(exist_ok=True)
-        if not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(shared)
-    os.environ[ENABLE], os.environ[PATH] = "1", str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[ENABLE]
-        if before is None:
-            del os.environ[PATH]
-        else:
-            os.environ[PATH] = before
+def _share_kernels(source: Path, folder: Path) -> None:
+    """Lets fused kernels be where :mod:`gm.kernel_fusion` keeps them."""
+    directory, lock = (source / name for name in SHARED)
+    directory.mkdir(exist_ok=True)
+    lock.touch()
+    for path in (directory, lock):
+        with suppress(FileExistsError):
+            (folder / path.name).symlink_to(path)
 
 
 def _key(recipe: Any, inputs: Sequence[Any]) -> str:
@@ -109,7 +109,6 @@ def _key(recipe: Any, inputs: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
 
 
-@cache
 def _sources() -> str:
     """A hash of the program's text: of these packages and of the command."""
     files = [Path(sys.argv[0]).resolve()]
@@ -121,7 +120,7 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _prune(folder: Path) -> None:
+def _prune(base: Path) -> None:
     """Removes all but the networks that were used last."""
 
     def used(path: Path) -> float:
@@ -129,5 +128,6 @@ def _prune(folder: Path) -> None:
             return path.stat().st_mtime
         return 0.0
 
-    for path in sorted(folder.iterdir(), key=used, reverse=True)[KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        for path in sorted(base.iterdir(), key=used, reverse=True)[KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)

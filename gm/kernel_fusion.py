@@ -9,7 +9,6 @@ waiting OpenMP threads sleep (:mod:`gm.runtime`). A small network is done sampli
 """
 
 import logging
-import os
 import platform
 import shutil
 from contextlib import contextmanager
@@ -20,15 +19,14 @@ from typing import Iterator, Optional
 import mindspore as ms
 from mindspore import nn
 
-from gm import kernels
-from gm.user_cache import cache_folder
+from gm import compile_cache, kernels
+from gm.user_cache import CACHE_PATH, cache_folder, environment
 
 MACHINES = ("x86_64", "aarch64")
 COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not bring along
 LARGE = 100_000_000  # parameters, from which on building the kernels pays within one run
 UNFUSED_SUMS = "--disable_expand_ops=BiasAddGrad"
 COMPILER_LOG = "dsa_transfrom.log"  # its name as AKG spells it
-CACHE_PATH = "MS_COMPILER_CACHE_PATH"  # MindSpore's variable: the folder of the kernels
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +51,7 @@ def suitable() -> bool:
 
 def worth_fusing(network: nn.Cell) -> bool:
     """Whether building a network's kernels takes less time than 25 steps with them save."""
-    return suitable() and is_large(network)
-
-
-def is_large(network: nn.Cell) -> bool:
-    """Whether computing takes a network longer than starting and compiling its operators: 100 million parameters."""
-    return sum(parameter.size for parameter in network.get_parameters()) >= LARGE
+    return suitable() and sum(parameter.size for parameter in network.get_parameters()) >= LARGE
 
 
 @contextmanager
@@ -72,24 +65,21 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
             with a transposition, sums come out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
     """
     reason = obstacle()
-    folder = None if reason else cache_folder(f"kernels-{ms.__version__}-{platform.machine()}")
+    folder = None if reason else cache_folder("kernels")
     if folder is None:
         logger.warning("no fused kernels: %s", reason or "no folder to keep them in")
         yield False
         return
-    log, known = Path.cwd() / COMPILER_LOG, os.environ.get(CACHE_PATH)
+    log = Path.cwd() / COMPILER_LOG
     foreign = log.exists()
-    os.environ[CACHE_PATH] = str(folder)
     ms.set_context(enable_graph_kernel=True, **({"graph_kernel_flags": UNFUSED_SUMS} if training else {}))
     kernels.fusing, kernels.fusing_norms = True, not training
     try:
-        yield True
+        with environment(**{CACHE_PATH: str(folder)}):
+            yield True
     finally:
+        compile_cache.settled = True  # MindSpore keeps to the first folder
         kernels.fusing = kernels.fusing_norms = False
         ms.set_context(enable_graph_kernel=False, **({"graph_kernel_flags": ""} if training else {}))
         if not foreign:
             log.unlink(missing_ok=True)
-        if known is None:
-            del os.environ[CACHE_PATH]
-        else:
-            os.environ[CACHE_PATH] = known

@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # MindSpore is imported when a pipeline is built, so that --h
     from gm.engine import DiffusionEngine
 
 GRAPH_MODE_MOST_PIXELS = 14 * 160 * 160  # of all frames; beyond it graph mode takes too much memory on CPU
-GRAPH_MODE_LEAST_STEPS = 25  # of a small network; fewer take less time operator by operator than compiling
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class SVDPipeline:
             step's time and a quarter off its memory at full size. Needs g++; kernels are kept in the user's cache
             folder. By default for UNets of over 100 million parameters, where g++ is there.
         compile_cache: in graph mode, keep what was compiled in the user's cache folder, so that the next run of the
-            same size need not compile it again. By default on CPU.
+            same size need not compile it again (not with feature_cache). By default on CPU.
         lora: a LoRA file of train.py's, merged into the UNet while it is loaded.
         lora_scale: how strongly the LoRA acts; 1 as it was trained, 0 not at all.
     """
@@ -158,20 +157,15 @@ class SVDPipeline:
         settings = ClipSettings(self.fps, self.motion_bucket_id, self.noise_aug_strength, self.decode_chunk_size)
         return to_frames(generate(self.engine, pixels, (image_noise, noise), rng, settings))
 
-    def preferred_mode(self, num_clips: int = 1) -> int:
-        """The faster mode over a run of `num_clips` clips that a machine's memory allows.
+    @property
+    def preferred_mode(self) -> int:
+        """The faster mode over a run that a machine's memory allows.
 
-        On CPU, graph mode saves more than it costs to compile unless the run is short, but keeps buffers for every
-        operator: a large video runs operator by operator, where the operators are so large that nothing else counts.
+        On CPU, graph mode saves more than it costs to compile, but keeps buffers for every operator: a large video
+        runs operator by operator, where the operators are so large that nothing else counts.
         """
-        if _device() == "Ascend":
-            return GRAPH_MODE
-        from gm.kernel_fusion import is_large
-
-        network, steps = self.engine.network.net, num_clips * self.engine.sampler.num_steps
-        short = network is not None and not is_large(network) and steps < GRAPH_MODE_LEAST_STEPS
-        huge = self.num_frames * self.height * self.width > GRAPH_MODE_MOST_PIXELS
-        return PYNATIVE_MODE if short or huge else GRAPH_MODE
+        pixels = self.num_frames * self.height * self.width
+        return GRAPH_MODE if _device() == "Ascend" or pixels <= GRAPH_MODE_MOST_PIXELS else PYNATIVE_MODE
 
     @property
     def settings(self) -> Dict[str, Any]:

@@ -38,8 +38,7 @@ class StandIn:
     """
 
     num_frames, height, width, fps = 2, 64, 64, 7
-    def preferred_mode(self, num_clips):
-        return 1
+    preferred_mode = 1
 
     def __init__(self, frames):
         self.frames = frames

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm.compile_cache import ENABLE, KEPT, _prune
+from gm.compile_cache import KEPT, _prune
+from gm.user_cache import CACHE_ENABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
-# Two layers under the name of a recipe, their weights all equal to a number; the output's first value is printed.
+# Two layers under the name of a recipe, their weights all equal to a number; prints the output's first value of each.
 PROGRAM = """
 import sys
 import numpy as np
@@ -30,20 +31,21 @@ class Network(nn.Cell):
     def construct(self, x, num_frames):
         return ops.tanh(self.second(self.first(x))) * self.factor * num_frames
 
-factor, weight, rows = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-network = Network(factor)
-for parameter in network.get_parameters():
-    parameter.set_data(Tensor(np.full(parameter.shape, weight, np.float32)))
-inputs = Tensor(np.full((rows, 8), 0.5, np.float32)), 2
-with kept_compilation({"factor": factor}, inputs):
-    out = network(*inputs)
-print(out.asnumpy()[0, 0])
+*factors, weight, rows = sys.argv[1:]
+for factor in map(float, factors):
+    network = Network(factor)
+    for parameter in network.get_parameters():
+        parameter.set_data(Tensor(np.full(parameter.shape, float(weight), np.float32)))
+    inputs = Tensor(np.full((int(rows), 8), 0.5, np.float32)), 2
+    with kept_compilation({"factor": factor}, inputs):
+        out = network(*inputs)
+    print(out.asnumpy()[0, 0])
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs the program in a process of its own; gives the value that it prints."""
+    """Runs the program in a process of its own; gives the last value that it prints."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
 
@@ -51,8 +53,8 @@ def run(tmp_path):
         command = [str(script)] if as_file else ["-c", "import program"]
         variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{PROJECT}:{tmp_path}"}
         variables = {**variables, **environment}
-        if environment.get(ENABLE) is None:
-            variables.pop(ENABLE, None)
+        if CACHE_ENABLE not in environment:
+            variables.pop(CACHE_ENABLE, None)
         done = subprocess.run(
             [sys.executable, *command, *map(str, arguments)], env=variables, capture_output=True, text=True, check=True
         )
@@ -90,7 +92,7 @@ def test_without_a_place_to_keep_it_everything_works(run, tmp_path):
     (tmp_path / "file").write_text("")
     assert run(3, 0.1, 4, XDG_CACHE_HOME=str(tmp_path / "file")) == pytest.approx(value(3, 0.1), rel=1e-5)
     assert run(3, 0.1, 4, as_file=False) == pytest.approx(value(3, 0.1), rel=1e-5)  # has no source to compare
-    assert run(3, 0.1, 4, **{ENABLE: "0"}) == pytest.approx(value(3, 0.1), rel=1e-5)  # is not wanted
+    assert run(3, 0.1, 4, **{CACHE_ENABLE: "0"}) == pytest.approx(value(3, 0.1), rel=1e-5)  # is not wanted
     assert not compiled(tmp_path)
 
 
@@ -100,6 +102,13 @@ def test_a_folder_whose_file_is_gone_is_filled_again(run, tmp_path):
     path.unlink()
     assert run(3, 0.1, 4) == pytest.approx(value(3, 0.1), rel=1e-5)
     assert list(compiled(tmp_path)) == [path]
+
+
+def test_of_several_networks_in_a_process_none_is_taken_for_another(run, tmp_path):
+    assert run(3, 5, 0.1, 4) == pytest.approx(value(5, 0.1), rel=1e-5)
+    assert run(3, 7, 0.1, 4) == pytest.approx(value(7, 0.1), rel=1e-5)
+    assert run(7, 3, 0.1, 4) == pytest.approx(value(3, 0.1), rel=1e-5)
+    assert run(5, 7, 0.1, 4) == pytest.approx(value(7, 0.1), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [0, 300])

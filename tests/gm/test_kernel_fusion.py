@@ -14,6 +14,7 @@ from mindspore import Tensor, nn, ops
 from gm import kernel_fusion, kernels
 from gm.kernel_fusion import fused_kernels_inside, worth_fusing
 from gm.layers import Linear
+from gm.user_cache import CACHE_PATH
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
@@ -25,8 +26,9 @@ import os
 import mindspore as ms
 import numpy as np
 
-from gm.kernel_fusion import CACHE_PATH, fused_kernels_inside
+from gm.kernel_fusion import fused_kernels_inside
 from gm.kernels import GELU
+from gm.user_cache import CACHE_PATH
 
 ms.set_context(mode=ms.GRAPH_MODE)
 with fused_kernels_inside() as fused:
@@ -102,7 +104,7 @@ def test_kernels_are_kept_and_nothing_else_stays(able, tmp_path):
     here, cache = tmp_path / "here", tmp_path / "cache"
     here.mkdir()
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(PROJECT)}
-    environment.pop(kernel_fusion.CACHE_PATH, None)
+    environment.pop(CACHE_PATH, None)
     subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], cwd=here, env=environment, check=True)
     assert any(name.endswith(".so") for _, _, names in os.walk(cache) for name in names)
     assert not any(here.iterdir())
