@@ -20,8 +20,8 @@ SPEED_GRID = (12, 20)  # rows and columns of points over which a move's speed is
 SPEED_STEPS = 6
 SPEED_TOLERANCE = 1e-3  # relative
 
-KINDS = ("static", "zoom_in", "zoom_out", "pan", "rotate", "truck", "dolly", "mixed")
-# How often each kind is drawn, before --moves says otherwise.
+KINDS = ("static", "zoom_in", "zoom_out", "pan", "rotate", "truck", "dolly", "mixed", "pan_right")
+# How often each kind is drawn, before --moves says otherwise; the others are made on request only.
 DEFAULT_WEIGHTS: Dict[str, float] = {
     "static": 0.04,
     "zoom_in": 0.20,
@@ -132,6 +132,8 @@ def draw_move(kind: str, rng: np.random.Generator) -> CameraMove:
         return CameraMove(rate=-1 + 0j, focus=focus)
     if kind == "pan":
         return CameraMove(pan=direction)
+    if kind == "pan_right":  # the camera's direction: the picture goes left
+        return CameraMove(pan=-1 + 0j)
     if kind == "rotate":
         return CameraMove(rate=complex(rng.uniform(-0.3, 0.3), side), focus=focus)
     if kind == "truck":  # sideways with a little rise, the horizon going along at a part of the pace

@@ -98,3 +98,10 @@ def test_reach_of_a_zoom_out_grows_and_of_a_zoom_in_stays():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="unknown kind"):
         draw_move("wobble", np.random.default_rng(0))
+
+
+def test_a_camera_that_pans_right_shows_the_picture_going_left():
+    for seed in range(3):
+        move = with_speed(draw_move("pan_right", np.random.default_rng(seed)), slope, FRAMES, ASPECT, 0.01)
+        moved = scene_to_frame(move, slope, grid(), 1) - grid()
+        np.testing.assert_allclose(moved, -0.01 + 0j, atol=1e-5)
