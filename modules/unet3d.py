@@ -135,9 +135,9 @@ class VideoUNet(nn.Cell):
             skips += (x,)
         for block in self.middle_block:
             x = block(x, emb, context, num_frames)
-        for index, stage in enumerate(self.output_blocks[:-1]):
+        for index in range(len(self.output_blocks) - 1):  # a slice of a CellList would give its parameters other names
             x = ops.cat((x, skips[-1 - index]), axis=1)
-            for block in stage:
+            for block in self.output_blocks[index]:
                 x = block(x, emb, context, num_frames)
         return self._last_stage(x, skips[0], emb, context, num_frames), x
 
