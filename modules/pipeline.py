@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, Literal, Optional, Tuple, Union
 import numpy as np
 
 from data.image_reader import fit_image
-from data.motion import MAX_BUCKET
+from data.motion_bucket import MAX_BUCKET
 from gm.checkpoint import file_sha256
 from gm.config import load_model
 from gm.errors import UserError

@@ -6,7 +6,7 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
-from data.motion import SCORE_SCALE
+from data.motion_bucket import SCORE_SCALE
 from gm.errors import UserError
 from svd_tools.camera_moves import DEFAULT_WEIGHTS, KINDS, draw_move
 from svd_tools.clip_renderer import ClipSize, Shot, fit_shot, render
@@ -103,7 +103,7 @@ def parse_weights(text: str) -> Dict[str, float]:
 
 
 def _spread(low: float, high: float, level: float) -> float:
-    """The speed at 0..1 of the way from one speed to another, even steps being even in motion buckets (data.motion)."""
+    """The speed at 0..1 of the way from one speed to another, even steps being even in motion buckets."""
     start, end = math.log1p(low / SCORE_SCALE), math.log1p(high / SCORE_SCALE)
     return SCORE_SCALE * math.expm1(start + (end - start) * level)
 

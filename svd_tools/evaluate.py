@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.image_reader import find_images, read_image
 from data.metadata_csv import read_metadata
-from data.motion import motion_score
+from data.motion_bucket import motion_score
 from data.video_reader import VideoError, VideoReader
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command

@@ -3,8 +3,8 @@
     python svd_tools/score_motion.py --videos clips --output clips/videos.csv
 
 Each row is path,length,motion_bucket_id,score,fps,width,height: frames, motion bucket (0..255, SVD's conditioning) and
-motion score (shortest sides per second; see data/motion.py for how it is computed and mapped). Videos are scored in
-parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where it was,
+motion score (shortest sides per second; see data/motion.py, and data/motion_bucket.py for its mapping). Videos are
+scored in parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where it was,
 and a later one scores new and changed videos only. Broken videos are named and left out.
 """
 
@@ -27,7 +27,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
-from data.motion import motion_bucket, video_score
+from data.motion import video_score
+from data.motion_bucket import motion_bucket
 from data.video_reader import VideoError, VideoReader
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command

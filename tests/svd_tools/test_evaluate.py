@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.motion import motion_score
+from data.motion_bucket import motion_score
 from data.video_writer import write_video
 from gm.errors import UserError
 from svd_tools import evaluate
