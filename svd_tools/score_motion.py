@@ -4,8 +4,8 @@
 
 Each row is path,length,motion_bucket_id,score,fps,width,height: frames, motion bucket (0..255, SVD's conditioning) and
 motion score (shortest sides per second; see data/motion.py, and data/motion_bucket.py for its mapping). Videos are
-scored in parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where it was,
-and a later one scores new and changed videos only. Broken videos are named and left out.
+scored in parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where
+it was, and a later one scores new and changed videos only. Broken videos are named and left out.
 """
 
 import logging
