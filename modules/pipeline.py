@@ -6,7 +6,7 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Literal, Optional, Tuple, Union
+from typing import Any, Dict, Literal, Optional, Tuple, Union
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
 from modules.frame_size import check_frame_size
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 from modules.sampling_choices import choose_sampler
-
-if TYPE_CHECKING:  # MindSpore is imported when a pipeline is built, so that --help and usage errors answer at once
-    from gm.engine import DiffusionEngine
 
 GRAPH_MODE_MOST_PIXELS = 14 * 160 * 160  # of all frames; beyond it graph mode takes too much memory on CPU
 
@@ -97,7 +94,7 @@ class SVDPipeline:
         lora: Optional[str] = None,
         lora_scale: float = 1.0,
     ) -> None:
-        self.engine: DiffusionEngine = load_model(config, flag="--SVD.config")
+        self.engine = load_model(config, flag="--SVD.config")
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.height = self.engine.height if height is None else height
         self.width = self.engine.width if width is None else width

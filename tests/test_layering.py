@@ -1,6 +1,9 @@
 """The tree keeps its layers: the engine knows nothing of video, imports need no path edits, configurations fit."""
 
 import ast
+import subprocess
+import sys
+import textwrap
 from math import prod
 from pathlib import Path
 
@@ -116,3 +119,22 @@ def test_an_option_too_many_would_be_noticed():
     config["model"]["params"]["network_config"]["params"]["dropout"] = 0.1
     with pytest.raises(UserError, match="VideoUNet has no option dropout"):
         instantiate(config["model"]).parameter_shapes()
+
+
+@pytest.mark.parametrize("command", ["image_to_video.py", "train.py", "svd_tools/convert.py", "svd_tools/evaluate.py"])
+def test_help_does_without_mindspore(command):
+    """It is imported by gm.runtime, once the environment that it reads is set, and not for the sake of an error."""
+    script = f"""
+        import runpy, sys
+        sys.argv = [{command!r}, "--help"]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit:
+            print(*sys.modules, file=sys.stderr)
+        """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert "usage" in result.stdout
+    modules = result.stderr.split()
+    assert "gm.errors" in modules and not {"mindspore", "torch"} & set(modules)
