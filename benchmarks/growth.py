@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
@@ -56,8 +56,10 @@ QUESTIONS = {
 }  # fmt: skip
 
 
-def measure(question: Question, record: Record, args: argparse.Namespace, save: Any) -> None:
-    """Measures the points that `record` lacks, and saves it after each."""
+def measure(question: Question, path: Path, args: argparse.Namespace) -> Record:
+    """Measures the points that the file lacks, and writes it after each."""
+    record: Record = json.loads(path.read_text())["points"] if path.exists() else {}
+    about = {"question": question.title, "varied": question.axis, "machine": harness.machine()}
     for point in question.points:
         known = {} if args.redo else record.get(point, {})
         flags = [*question.fixed, f"--{question.flag}={point}", f"--checkpoint={args.checkpoint}", "--steps=1"]
@@ -65,7 +67,8 @@ def measure(question: Question, record: Record, args: argparse.Namespace, save: 
         names = [name for name in (question.ours, PEER) if name not in known]
         runs = harness.alternate({name: [script, f"--child={name}", *flags] for name in names}, repeats=1)
         record[point] = {**known, **{name: results[0] for name, results in runs.items()}}
-        save()
+        path.write_text(json.dumps({**about, "points": record}, indent=1) + "\n")
+    return record
 
 
 def amount(point: str) -> int:
@@ -108,15 +111,7 @@ def main() -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     for name in args.questions:
         question, path = QUESTIONS[name], args.results / f"growth_{name}.json"
-        known = json.loads(path.read_text())["points"] if path.exists() else {}
-        record: Record = dict(known)
-
-        def save(path: Path = path, record: Record = record, question: Question = question) -> None:
-            about = {"question": question.title, "varied": question.axis, "machine": harness.machine()}
-            path.write_text(json.dumps({**about, "points": record}, indent=1) + "\n")
-
-        measure(question, record, args, save)
-        plot(question, record, path.with_suffix(".png"))
+        plot(question, measure(question, path, args), path.with_suffix(".png"))
         sys.stdout.write(f"{path}\n")
 
 

@@ -1,7 +1,7 @@
 """diffusers' networks with the weights of a published file, memory-mapped."""
 
 from pathlib import Path
-from typing import Dict, Mapping, Tuple
+from typing import ContextManager, Dict, Mapping, Tuple
 from unittest.mock import patch
 
 import torch
@@ -19,6 +19,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from gm.checkpoint import open_checkpoint
 from gm.config import load_config
 from gm.tensor_source import decode
+from svd_tools.diffusers_config import NORM_GROUPS, SCHEDULER
 from svd_tools.diffusers_layout import to_diffusers
 from svd_tools.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
 from svd_tools.lazy_tensor import LazyTensor, from_source
@@ -52,22 +53,20 @@ def unet_of_config(config: Path, checkpoint: Path) -> UNetSpatioTemporalConditio
     widths = [options["model_channels"] * multiple for multiple in options["channel_mult"]]
     kinds = ["CrossAttn" if 2**level in options["attention_resolutions"] else "" for level in range(len(widths))]
     vector = options["adm_in_channels"]
-    unet = UNetSpatioTemporalConditionModel(
-        in_channels=options["in_channels"],
-        out_channels=options["out_channels"],
-        block_out_channels=widths,
-        down_block_types=[f"{kind}DownBlockSpatioTemporal" for kind in kinds],
-        up_block_types=[f"{kind}UpBlockSpatioTemporal" for kind in kinds[::-1]],
-        layers_per_block=options["num_res_blocks"],
-        num_attention_heads=[width // options["num_head_channels"] for width in widths],
-        cross_attention_dim=options["context_dim"],
-        addition_time_embed_dim=vector // 3,
-        projection_class_embeddings_input_dim=vector,
-    )
+    with _norm_groups(options.get("num_groups", NORM_GROUPS)):
+        unet = UNetSpatioTemporalConditionModel(
+            in_channels=options["in_channels"],
+            out_channels=options["out_channels"],
+            block_out_channels=widths,
+            down_block_types=[f"{kind}DownBlockSpatioTemporal" for kind in kinds],
+            up_block_types=[f"{kind}UpBlockSpatioTemporal" for kind in kinds[::-1]],
+            layers_per_block=options["num_res_blocks"],
+            num_attention_heads=[width // options["num_head_channels"] for width in widths],
+            cross_attention_dim=options["context_dim"],
+            addition_time_embed_dim=vector // 3,
+            projection_class_embeddings_input_dim=vector,
+        )
     unet.add_time_proj = torch.nn.Identity()
-    for norm in unet.modules():
-        if isinstance(norm, torch.nn.GroupNorm):
-            norm.num_groups = options.get("num_groups", norm.num_groups)
     unet.load_state_dict({name: tensor.clone() for name, tensor in _state(checkpoint).items()})
     return unet
 
@@ -108,9 +107,8 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     first_stage = params["first_stage_config"]["params"]["decoder_config"]["params"]
     clip = params["conditioner_config"]["params"]["embedders"][0]["params"]["open_clip_embedding_config"]
     vision = clip["params"]["model_config"]["params"]["visual_config"]["params"]
-    groups, widths = first_stage["num_groups"], [first_stage["ch"] * mult for mult in first_stage["ch_mult"]]
-    group_norm = torch.nn.GroupNorm
-    with patch("torch.nn.GroupNorm", lambda num_groups, *args, **options: group_norm(groups, *args, **options)):
+    widths = [first_stage["ch"] * mult for mult in first_stage["ch_mult"]]
+    with _norm_groups(first_stage["num_groups"]):
         vae = AutoencoderKLTemporalDecoder(
             block_out_channels=widths,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -124,14 +122,7 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     encoder = load_image_encoder(checkpoint, vision)
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
-    scheduler = EulerDiscreteScheduler(
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        prediction_type="v_prediction",
-        timestep_type="continuous",
-        timestep_spacing="leading",
-    )
+    scheduler = EulerDiscreteScheduler.from_config(SCHEDULER)
     size = vision["image_size"]
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     pipeline = StableVideoDiffusionPipeline(vae.eval(), encoder.eval(), unet.eval(), scheduler, processor)
@@ -139,6 +130,12 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     # It resizes to 224 pixels, whatever the tower takes.
     pipeline_stable_video_diffusion._resize_with_antialiasing = lambda image, _: RESIZE(image, (size, size))
     return pipeline
+
+
+def _norm_groups(groups: int) -> ContextManager:
+    """Inside, group norms have so many groups, whatever diffusers, where the number is fixed, asks for."""
+    group_norm = torch.nn.GroupNorm
+    return patch("torch.nn.GroupNorm", lambda num_groups, *args, **options: group_norm(groups, *args, **options))
 
 
 def _state(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:

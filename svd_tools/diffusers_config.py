@@ -29,7 +29,7 @@ MIDDLE_BLOCKS = 2  # of the decoder; diffusers' temporal decoder has as many as 
 CLIP_IMAGE_SIZE = 224  # to which diffusers' pipeline scales the image for CLIP, whatever the encoder's own size
 OPENAI_MEAN, OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
-_SCHEDULER = {
+SCHEDULER = {  # scheduler/scheduler_config.json as published
     "_class_name": "EulerDiscreteScheduler",
     "_diffusers_version": FORMAT_VERSION,
     "beta_end": 0.012,
@@ -67,7 +67,7 @@ def diffusers_texts(config_path: PathLike, wanted: Mapping[str, Shape]) -> Dict[
     clip = _image_encoder(shapes, _with_defaults(IMAGE_TOWER, options))
     values = {
         "model_index.json": _model_index(vae_class),
-        "scheduler/scheduler_config.json": _SCHEDULER,
+        "scheduler/scheduler_config.json": SCHEDULER,
         "feature_extractor/preprocessor_config.json": _feature_extractor(clip["image_size"]),
         "unet/config.json": _unet(shapes, _with_defaults(VIDEO_UNET, options), engine),
         "vae/config.json": _vae(shapes, vae_class, engine),
