@@ -90,7 +90,7 @@ def main() -> None:
     parser = harness.make_parser(
         __doc__, CONTENDERS, "checkpoints/svd_tiny.safetensors", "benchmarks/results/sampling_run.json", steps=0
     )
-    parser.add_argument("--sampling_steps", type=int, default=15)
+    parser.add_argument("--sampling_steps", type=int, default=10)
     parser.add_argument("--image", type=Path, default=PROJECT / "examples/mountain_path.jpg")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()

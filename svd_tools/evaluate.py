@@ -2,10 +2,10 @@
 
     python svd_tools/evaluate.py --images photos/eval --output_dir evaluation
 
-For every picture: how well the autoencoder gives it back; and, at several motion buckets and seeds, clips: how near
-their first frame is to the picture, how far their colours drift, how fast they move, and how much the temporal decoder
-flickers against the image decoder. The motion is compared with what a bucket stands for, or with the training clips
-around it (--data_dir, --metadata).
+For every picture: how well the autoencoder gives it back, as a still clip; and, at several motion buckets and seeds,
+clips: how near their first frame is to the picture, how far their colours drift, how fast they move, and how much the
+temporal decoder flickers against the image decoder. The motion is compared with what a bucket stands for, or with the
+training clips around it (--data_dir, --metadata).
 
 It writes report.json, contact_sheet.png and the clips; a run that was stopped goes on where it was.
 """
@@ -91,7 +91,8 @@ def evaluate(
         the PSNR of each reconstruction; the figures of each clip; the flicker at the lowest bucket, where most stands
         still.
     """
-    reconstructions = [psnr(model.reconstruct(image), image) for image in images.values()]
+    stills = ((model.reconstruct(image), image) for image in images.values())
+    reconstructions = [psnr(frames, np.broadcast_to(image, frames.shape)) for frames, image in stills]
     clips, flickers = [], []
     jobs = [(name, bucket, seed) for name in images for bucket in sorted(buckets) for seed in range(seeds)]
     for name, bucket, seed in tqdm(jobs, unit="clip", disable=None):
@@ -156,9 +157,10 @@ def load_model(args: Any) -> Any:
     """The model of the flags."""
     from gm.runtime import GRAPH_MODE, setup_runtime
     from modules.pipeline import SVDPipeline
-    from svd_tools.evaluated_model import EvaluatedModel
 
     setup_runtime(args.mode)
+    from svd_tools.evaluated_model import EvaluatedModel  # imports MindSpore, which must find its environment set
+
     options = {"num_frames": args.num_frames, "fps": args.fps, "sampling_steps": args.sampling_steps}
     try:
         pipeline = SVDPipeline(args.config, args.checkpoint, **options, fuse_kernels=args.mode == GRAPH_MODE)

@@ -37,10 +37,15 @@ class EvaluatedModel:
         return fit_image(image, self.pipeline.height, self.pipeline.width, self.pipeline.crop_offset)
 
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
-        """Encodes a fitted picture (mode of the posterior) and decodes it as a clip of one frame."""
+        """Encodes a fitted picture (mode of the posterior) and decodes it as a still clip of the model's length.
+
+        Returns:
+            (t, height, width, 3) uint8.
+        """
         with self.image_autoencoder as conditioner, eager():
             latent = image_autoencoder(conditioner).encode(Tensor(to_pixels(image))).asnumpy()
-        return to_frames(self.engine.decode(latent[None] * np.float32(self.engine.scale_factor)))[0, 0]
+        latents = np.repeat(latent, self.pipeline.num_frames, axis=0) * np.float32(self.engine.scale_factor)
+        return to_frames(self.engine.decode(latents[None]))[0]
 
     def generate(self, image: np.ndarray, motion_bucket_id: int, seed: int) -> Clip:
         """Animates a fitted picture."""
