@@ -119,7 +119,7 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
         # diffusers gives the middle as many layers as a level; the published model has two in either.
         vae.decoder.mid_block = MidBlockTemporalDecoder(widths[-1], widths[-1], widths[-1], num_layers=2)
     vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
-    encoder = load_image_encoder(checkpoint, vision)
+    encoder = load_image_encoder(checkpoint, vision).float()  # it takes the tensors as they are: fp16 in a file of fp16
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
     scheduler = EulerDiscreteScheduler.from_config(SCHEDULER)
