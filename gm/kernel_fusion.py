@@ -72,7 +72,8 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
         return
     log = Path.cwd() / COMPILER_LOG
     foreign = log.exists()
-    ms.set_context(enable_graph_kernel=True, **({"graph_kernel_flags": UNFUSED_SUMS} if training else {}))
+    options = {"graph_kernel_flags": UNFUSED_SUMS} if training else {}
+    ms.set_context(enable_graph_kernel=True, **options)
     kernels.fusing, kernels.fusing_norms = True, not training
     try:
         with environment(**{CACHE_PATH: str(folder)}):
@@ -80,6 +81,6 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
     finally:
         compile_cache.settled = True  # MindSpore keeps to the first folder
         kernels.fusing = kernels.fusing_norms = False
-        ms.set_context(enable_graph_kernel=False, **({"graph_kernel_flags": ""} if training else {}))
+        ms.set_context(enable_graph_kernel=False, **dict.fromkeys(options, ""))
         if not foreign:
             log.unlink(missing_ok=True)
