@@ -12,11 +12,11 @@ from jsonargparse import Namespace
 from data.image_reader import BACKGROUNDS, find_images, read_image
 from data.video_writer import check_video_format, video_path, write_video
 from gm.command_parser import CommandParser
+from gm.device.memory_errors import explain_out_of_memory
+from gm.device.memory_limit import memory_limit
+from gm.device.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
-from gm.memory_errors import explain_out_of_memory
-from gm.memory_limit import memory_limit
-from gm.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
 
 PROJECT = Path(__file__).resolve().parent
 MODEL = {"SVD.config": "configs/svd_tiny.yaml", "SVD.checkpoint": "checkpoints/svd_tiny.safetensors"}

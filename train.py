@@ -12,11 +12,11 @@ from jsonargparse import Namespace
 
 from data.video_dataset import VideoDataset
 from gm.command_parser import CommandParser
+from gm.device.memory_errors import explain_out_of_memory
+from gm.device.memory_limit import memory_limit
+from gm.device.runtime import setup_runtime
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
-from gm.memory_errors import explain_out_of_memory
-from gm.memory_limit import memory_limit
-from gm.runtime import setup_runtime
 from modules import train_options as options
 
 GROUPS = {
@@ -99,7 +99,7 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     """Sets up the device and the processes, and trains."""
     environment = chosen.environment
     runtime = setup_runtime(environment.mode, environment.device_target, "--environment.device_target")
-    from gm.distributed import connect  # these import MindSpore, which the environment must be set for
+    from gm.training.distributed import connect  # these import MindSpore, which the environment must be set for
     from modules.training import training_run
 
     communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)

@@ -16,13 +16,13 @@ from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder
 from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gm.checkpoint import open_checkpoint
+from gm.checkpoints.checkpoint import open_checkpoint
+from gm.checkpoints.tensor_source import decode
 from gm.config import load_config
-from gm.tensor_source import decode
-from svd_tools.diffusers_config import NORM_GROUPS, SCHEDULER
-from svd_tools.diffusers_layout import to_diffusers
-from svd_tools.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
-from svd_tools.lazy_tensor import LazyTensor, from_source
+from svd_tools.conversion.diffusers_config import NORM_GROUPS, SCHEDULER
+from svd_tools.conversion.diffusers_layout import to_diffusers
+from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
+from svd_tools.conversion.lazy_tensor import LazyTensor, from_source
 
 VIT_H_14 = {
     "width": 1280,

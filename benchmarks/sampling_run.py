@@ -39,7 +39,7 @@ def measure(args: argparse.Namespace, start: float) -> None:
 
 def prepare_ours(args: argparse.Namespace) -> Callable[[], None]:
     """As `image_to_video.py` does it."""
-    from gm.runtime import GRAPH_MODE, set_mode, setup_runtime
+    from gm.device.runtime import GRAPH_MODE, set_mode, setup_runtime
     from image_to_video import animate, build_parser, build_pipeline
 
     flags = [f"--image={args.image}", f"--output_dir={args.folder}", f"--SVD.checkpoint={args.checkpoint}"]

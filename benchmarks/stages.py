@@ -40,7 +40,7 @@ def inputs(args: argparse.Namespace) -> Dict[str, np.ndarray]:
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.runtime import PYNATIVE_MODE, setup_runtime
+    from gm.device.runtime import PYNATIVE_MODE, setup_runtime
 
     setup_runtime(PYNATIVE_MODE, "CPU")
     from gm.config import load_model

@@ -28,7 +28,7 @@ CONFIG = PROJECT / "configs/svd_tiny.yaml"
 
 
 def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.ndarray]:
-    """Random values in the shapes of :class:`gm.objective.TrainInputs`."""
+    """Random values in the shapes of :class:`gm.training.objective.TrainInputs`."""
     network = load_config(CONFIG)["model"]["params"]["network_config"]["params"]
     size = (batch * frames, height // 8, width // 8)
     shapes = {
@@ -44,15 +44,15 @@ def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.nda
 
 
 def run_ours(name: str, args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
-    from gm.runtime import setup_runtime
+    from gm.device.runtime import setup_runtime
 
     setup_runtime(MODES[name], "CPU")
-    from gm.distributed import Communicator
-    from gm.loss import DiffusionLoss
-    from gm.loss_scale import NoLossScale
-    from gm.objective import TrainInputs
-    from gm.optim import AdamW, AdamWOptions
-    from gm.train_step import TrainStep
+    from gm.training.distributed import Communicator
+    from gm.training.loss import DiffusionLoss
+    from gm.training.loss_scale import NoLossScale
+    from gm.training.objective import TrainInputs
+    from gm.training.optim import AdamW, AdamWOptions
+    from gm.training.train_step import TrainStep
     from modules.train_options import LoRAOptions
     from modules.trainables import choose_trainables
 

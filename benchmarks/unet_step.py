@@ -39,16 +39,16 @@ def inputs(args: argparse.Namespace):
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.runtime import setup_runtime
+    from gm.device.runtime import setup_runtime
 
     name = args.child
     setup_runtime(MODES[name], "CPU")
     from mindspore import Tensor
 
-    from gm.compile_cache import kept_compilation
     from gm.config import instantiate, load_config
+    from gm.device.compile_cache import kept_compilation
+    from gm.device.kernel_fusion import fused_kernels_inside
     from gm.feature_cache import FeatureCache
-    from gm.kernel_fusion import fused_kernels_inside
     from gm.layers import sinusoidal_embedding
 
     start = time.perf_counter()

@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 
 from data.metadata_csv import VideoRow
-from gm.checkpoint import open_checkpoint
+from gm.checkpoints.checkpoint import open_checkpoint
 
 
 class CachedDataset:

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from data.cached_dataset import CachedDataset
 from data.video_dataset import VideoDataset
-from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
 from gm.conditioner import GeneralConditioner
+from gm.device.runtime import eager
 from gm.engine import DiffusionEngine
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
-from gm.runtime import eager
 from gm.stage import Stage
 
 FLAG = "--train.latent_cache."

@@ -5,7 +5,7 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm import kernels
+from gm.device import kernels
 from gm.layers import Linear
 
 SCORES_BUDGET = 1 << 26  # bytes: the largest block of attention scores that is ever held

@@ -4,9 +4,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, initializer
 
-from gm import kernels
 from gm.attention import Attention
-from gm.kernels import add_broadcast
+from gm.device import kernels
+from gm.device.kernels import add_broadcast
 from gm.layers import Conv2d, LayerNorm, Linear
 
 TEXT_CONTEXT = 77  # tokens of CLIP's text tower

@@ -11,16 +11,16 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from gm.autoencoder import DOWNSAMPLING
-from gm.checkpoint import open_checkpoint
-from gm.checkpoint_names import compare_names
-from gm.compile_cache import kept_compilation
+from gm.checkpoints.checkpoint import open_checkpoint
+from gm.checkpoints.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
 from gm.config import Recipe
 from gm.denoiser import Denoiser
+from gm.device.compile_cache import kept_compilation
+from gm.device.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.device.runtime import eager
 from gm.feature_cache import FeatureCache
 from gm.guider import EVERY_SIGMA, Guider
-from gm.kernel_fusion import fused_kernels_inside, worth_fusing
-from gm.runtime import eager
 from gm.sampler import Sampler
 from gm.stage import Stage
 
@@ -41,11 +41,11 @@ class DiffusionEngine:
         num_frames, height, width: what the model was trained for; pixels.
 
     Attributes:
-        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.kernel_fusion`); None: if the UNet
-            is large enough for that to pay.
+        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.device.kernel_fusion`); None: if
+            the UNet is large enough for that to pay.
         feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.feature_cache`); 1: always.
-        compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.compile_cache`). The network
-            must be as its recipe makes it.
+        compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.device.compile_cache`). The
+            network must be as its recipe makes it.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]

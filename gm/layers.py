@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
-from gm import kernels
+from gm.device import kernels
+from gm.device.small_conv import LARGEST, SmallConv
 from gm.errors import UserError
-from gm.small_conv import LARGEST, SmallConv
 
 GROUPS = 32  # of every GroupNorm in SVD; small networks need fewer, to keep several channels in each
 FEED_FORWARD_BUDGET = 1 << 28  # bytes of a feed-forward's widest activation

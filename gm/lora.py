@@ -7,10 +7,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
+from gm.checkpoints.lora_file import is_lora_name
+from gm.checkpoints.weights import set_parameter
 from gm.errors import UserError
 from gm.layers import Linear
-from gm.lora_file import is_lora_name
-from gm.weights import set_parameter
 
 FLAG = "--train.lora."
 DEFAULT_RANK = 16

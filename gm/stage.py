@@ -8,9 +8,9 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from gm.checkpoint import open_checkpoint
-from gm.tensor_source import TensorSource
-from gm.weights import load_weights, parameter_shapes
+from gm.checkpoints.checkpoint import open_checkpoint
+from gm.checkpoints.tensor_source import TensorSource
+from gm.checkpoints.weights import load_weights, parameter_shapes
 
 Needed = Callable[[str], bool]
 

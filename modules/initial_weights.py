@@ -6,8 +6,8 @@ from typing import Dict, Mapping, Optional
 import mindspore as ms
 import numpy as np
 
+from gm.checkpoints.safetensors_file import save_safetensors
 from gm.engine import DiffusionEngine
-from gm.safetensors_file import save_safetensors
 
 
 def write_initial_weights(

@@ -2,7 +2,7 @@
 
 from mindspore import Tensor
 
-from gm import kernels
+from gm.device import kernels
 
 
 def split_frames(x: Tensor, num_frames: int) -> Tensor:

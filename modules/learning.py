@@ -6,15 +6,15 @@ from typing import Callable, Dict, NamedTuple
 import mindspore as ms
 from mindspore import nn
 
-from gm.autoencoder_loss import AutoencoderLoss, DecoderLoss, ReconstructionLoss
-from gm.conditioning_dropout import ConditioningDropout
 from gm.engine import DiffusionEngine
-from gm.frozen_encoders import FrozenEncoders
-from gm.loss import DiffusionLoss
 from gm.noise_levels import LogNormal
-from gm.objective import Objective
 from gm.precision import set_compute_dtype
-from gm.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe
+from gm.training.autoencoder_loss import AutoencoderLoss, DecoderLoss, ReconstructionLoss
+from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.frozen_encoders import FrozenEncoders
+from gm.training.loss import DiffusionLoss
+from gm.training.objective import Objective
+from gm.training.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe
 from modules.encoders import image_autoencoder, in_image_autoencoder
 from modules.recompute import recompute_blocks
 from modules.train_options import TrainingOptions, pick

@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn
 
-from gm.kernels import add_broadcast
+from gm.device.kernels import add_broadcast
 from gm.layers import Conv2d, GroupNorm, Linear, SiLU, TemporalConv
 from modules.blend import AlphaBlender
 from modules.layout import channels_first, frames_first

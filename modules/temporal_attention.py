@@ -3,7 +3,7 @@
 from mindspore import Tensor, nn, ops
 
 from gm.attention import CrossAttention
-from gm.kernels import add_broadcast
+from gm.device.kernels import add_broadcast
 from gm.layers import FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_embedding, timestep_mlp
 from gm.tokens import from_tokens, to_tokens
 from modules.blend import AlphaBlender

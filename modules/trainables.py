@@ -5,15 +5,15 @@ from typing import Callable, Dict, NamedTuple
 import numpy as np
 from mindspore import Parameter, nn
 
-from gm.checkpoint import open_checkpoint
+from gm.checkpoints.checkpoint import open_checkpoint
+from gm.checkpoints.lora_file import LoRAWriter
+from gm.checkpoints.weights import set_parameter
+from gm.checkpoints.weights_writer import FullModelWriter, WeightsWriter
 from gm.errors import UserError
 from gm.files import PathLike
 from gm.lora import FLAG as LORA
 from gm.lora import add_lora, lora_parameters
-from gm.lora_file import LoRAWriter
 from gm.stage import Stage
-from gm.weights import set_parameter
-from gm.weights_writer import FullModelWriter, WeightsWriter
 from modules.encoders import in_image_autoencoder
 from modules.train_options import LoRAOptions
 from modules.unet3d import is_temporal

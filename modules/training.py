@@ -13,25 +13,25 @@ from data.cached_dataset import CachedDataset
 from data.dataloader import make_dataloader
 from data.latent_cache import LatentCache
 from data.video_dataset import VideoDataset
-from gm.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
-from gm.callbacks_base import Callback
-from gm.checkpoint_folder import CheckpointFolder
-from gm.conditioning_dropout import ConditioningDropout
 from gm.config import load_config, load_model
-from gm.distributed import Communicator
-from gm.ema import WeightAverage, checked_decay
+from gm.device.kernel_fusion import suitable
+from gm.device.runtime import Runtime
 from gm.engine import DiffusionEngine
 from gm.errors import UserError
-from gm.kernel_fusion import suitable
-from gm.log_lines import LogLines, MetricsFile
-from gm.loss_scale import LossScale, NoLossScale
-from gm.lr_schedule import LearningRate
-from gm.metrics_log import MetricsLog
-from gm.optim import AdamW, AdamWOptions
 from gm.precision import amp_dtype
-from gm.runtime import Runtime
-from gm.train_step import TrainStep
-from gm.trainer import Batches, Plan, Trainer
+from gm.training.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
+from gm.training.callbacks_base import Callback
+from gm.training.checkpoint_folder import CheckpointFolder
+from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.distributed import Communicator
+from gm.training.ema import WeightAverage, checked_decay
+from gm.training.log_lines import LogLines, MetricsFile
+from gm.training.loss_scale import LossScale, NoLossScale
+from gm.training.lr_schedule import LearningRate
+from gm.training.metrics_log import MetricsLog
+from gm.training.optim import AdamW, AdamWOptions
+from gm.training.train_step import TrainStep
+from gm.training.trainer import Batches, Plan, Trainer
 from modules.initial_weights import write_initial_weights
 from modules.learning import LEARNING, Learning, cond_aug_distribution, sigma_distribution
 from modules.run_identity import run_identity

@@ -12,11 +12,11 @@ import numpy as np
 from data.frame_writers import write_gif
 from data.image_reader import find_images, fit_image, read_image
 from data.video_writer import write_video
-from gm.callbacks import keep_training
-from gm.callbacks_base import Callback, TrainerView
 from gm.engine import DiffusionEngine
 from gm.files import PathLike
-from gm.metrics_log import MetricsLog
+from gm.training.callbacks import keep_training
+from gm.training.callbacks_base import Callback, TrainerView
+from gm.training.metrics_log import MetricsLog
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 
 FOLDER = "validation"  # in the run's folder
@@ -31,7 +31,8 @@ class ValidationVideos(Callback):
     Each is the video that `image_to_video.py` would give for the same settings and the weights of that step.
 
     A video that cannot be made for want of memory or room is named in a warning, and the next validation tries again;
-    training goes on (:func:`gm.callbacks.keep_training`). An error in the program ends the run, after its checkpoint.
+    training goes on (:func:`gm.training.callbacks.keep_training`). An error in the program ends the run, after its
+    checkpoint.
 
     Args:
         images: an image file or a folder of them.

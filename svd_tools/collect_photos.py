@@ -1,7 +1,7 @@
 """Gathers the free photographs of photo_sources.tsv from unpacked Debian packages into one folder.
 
     mkdir packages && cd packages
-    apt-get download $(tail -n +2 ../svd_tools/photo_sources.tsv | cut -f3 | sort -u)
+    apt-get download $(tail -n +2 ../svd_tools/clips/photo_sources.tsv | cut -f3 | sort -u)
     for deb in *.deb; do dpkg -x "$deb" "${deb%%_*}"; done
     cd .. && python svd_tools/collect_photos.py --packages packages --output_dir photos
 
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import PathLike, atomic_file, make_output_dir
-from svd_tools.photo_sources import SOURCES, PhotoSource, read_photo_sources
-from svd_tools.photos import read_photo
+from svd_tools.clips.photo_sources import SOURCES, PhotoSource, read_photo_sources
+from svd_tools.clips.photos import read_photo
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from modules.parameter_table import expected_parameters
-from svd_tools.assembly import assemble
-from svd_tools.casts import DTYPES
-from svd_tools.diffusers_config import diffusers_texts
-from svd_tools.file_hashes import FileHashes
-from svd_tools.lazy_tensor import Tensors
-from svd_tools.targets import KEEP, Target, diffusers_target, single_file_target, write_target
-from svd_tools.weight_files import Weights, open_weights
+from svd_tools.conversion.assembly import assemble
+from svd_tools.conversion.casts import DTYPES
+from svd_tools.conversion.diffusers_config import diffusers_texts
+from svd_tools.conversion.file_hashes import FileHashes
+from svd_tools.conversion.lazy_tensor import Tensors
+from svd_tools.conversion.targets import KEEP, Target, diffusers_target, single_file_target, write_target
+from svd_tools.conversion.weight_files import Weights, open_weights
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 CKPT, SAFETENSORS, DIFFUSERS = "ckpt", "safetensors", "diffusers"

@@ -155,7 +155,7 @@ def check_args(args: Any) -> None:
 
 def load_model(args: Any) -> Any:
     """The model of the flags."""
-    from gm.runtime import GRAPH_MODE, setup_runtime
+    from gm.device.runtime import GRAPH_MODE, setup_runtime
     from modules.pipeline import SVDPipeline
 
     setup_runtime(args.mode)

@@ -33,9 +33,9 @@ from data.video_writer import write_video
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import atomic_file, make_output_dir
-from svd_tools.clip_plan import ClipPlan, film, parse_weights, plan_clips
-from svd_tools.clip_renderer import CELL, ClipSize
-from svd_tools.photos import SPLITS, find_photos
+from svd_tools.clips.clip_plan import ClipPlan, film, parse_weights, plan_clips
+from svd_tools.clips.clip_renderer import CELL, ClipSize
+from svd_tools.clips.photos import SPLITS, find_photos
 from svd_tools.video_metrics import mean_flow
 
 logger = logging.getLogger(__name__)

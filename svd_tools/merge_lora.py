@@ -13,15 +13,15 @@ from typing import Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gm.checkpoint import file_sha256, open_checkpoint
+from gm.checkpoints.checkpoint import file_sha256, open_checkpoint
+from gm.checkpoints.lora_file import LoRA, MergedSource, read_lora
+from gm.checkpoints.tensor_source import Raw, TensorInfo, TensorSource
 from gm.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
-from gm.lora_file import LoRA, MergedSource, read_lora
-from gm.tensor_source import Raw, TensorInfo, TensorSource
-from svd_tools.casts import DTYPES, encode
-from svd_tools.lazy_tensor import LazyTensor, Tensors, from_source
-from svd_tools.targets import KEEP, single_file_target, write_target
+from svd_tools.conversion.casts import DTYPES, encode
+from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
+from svd_tools.conversion.targets import KEEP, single_file_target, write_target
 
 SUFFIXES = (".safetensors", ".ckpt")
 

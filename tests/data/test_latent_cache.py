@@ -13,7 +13,7 @@ from data.dataloader import make_dataloader
 from data.latent_cache import LatentCache
 from data.metadata_csv import COLUMNS, write_rows
 from data.video_dataset import VideoDataset
-from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
 from gm.config import instantiate, load_config
 from gm.errors import UserError
 from tests.data.synthetic_videos import write_numbered

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.image_reader import read_image
 from data.video_writer import read_metadata
-from gm.checkpoint import file_sha256
+from gm.checkpoints.checkpoint import file_sha256
 from gm.errors import UserError
 from gm.files import make_output_dir
 from image_to_video import PROJECT, main

@@ -165,7 +165,7 @@ def test_a_loss_that_stays_without_a_number_ends_the_run_and_keeps_the_checkpoin
 
     def poison(self):
         original(self)
-        draw = "gm.objective.edm_weight"
+        draw = "gm.training.objective.edm_weight"
         calls = {"count": 0}
 
         def weight(sigma):

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from modules.unet3d import VideoUNet
-from svd_tools.key_map import UNET_PREFIX, diffusers_places
+from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
 from tests.gm.training_parts import CONTEXT, UNET, VECTOR
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from gm import attention, kernels
+from gm import attention
 from gm.attention import Attention
+from gm.device import kernels
 
 
 def plain(q, k, v):

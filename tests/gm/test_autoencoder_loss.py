@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gm.autoencoder_loss import ReconstructionLoss, block_means
+from gm.training.autoencoder_loss import ReconstructionLoss, block_means
 
 SHAPE = (2, 3, 3, 16, 24)
 

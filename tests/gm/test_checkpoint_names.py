@@ -2,9 +2,9 @@
 
 import pytest
 
-from gm.checkpoint import compare_names
+from gm.checkpoints.checkpoint import compare_names
+from gm.checkpoints.tensor_source import TensorInfo
 from gm.errors import UserError
-from gm.tensor_source import TensorInfo
 from tests import reference
 
 

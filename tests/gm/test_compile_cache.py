@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm.compile_cache import KEPT, _prune
-from gm.user_cache import CACHE_ENABLE
+from gm.device.compile_cache import KEPT, _prune
+from gm.device.user_cache import CACHE_ENABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Two layers under the name of a recipe, their weights all equal to a number; prints the output's first value of each.
 PROGRAM = """
 import sys
 import numpy as np
-from gm.runtime import setup_runtime
+from gm.device.runtime import setup_runtime
 
 setup_runtime(0, "CPU")
 from mindspore import Tensor, nn, ops
-from gm.compile_cache import kept_compilation
+from gm.device.compile_cache import kept_compilation
 from gm.layers import Linear
 
 class Network(nn.Cell):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from gm.ema import WeightAverage
 from gm.errors import UserError
+from gm.training.ema import WeightAverage
 
 
 def walk(average, parameter, steps):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from gm import kernel_fusion, kernels
-from gm.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.device import kernel_fusion, kernels
+from gm.device.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.device.user_cache import CACHE_PATH
 from gm.layers import Linear
-from gm.user_cache import CACHE_PATH
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
@@ -26,9 +26,9 @@ import os
 import mindspore as ms
 import numpy as np
 
-from gm.kernel_fusion import fused_kernels_inside
-from gm.kernels import GELU
-from gm.user_cache import CACHE_PATH
+from gm.device.kernel_fusion import fused_kernels_inside
+from gm.device.kernels import GELU
+from gm.device.user_cache import CACHE_PATH
 
 ms.set_context(mode=ms.GRAPH_MODE)
 with fused_kernels_inside() as fused:

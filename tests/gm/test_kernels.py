@@ -6,7 +6,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from gm import kernels
+from gm.device import kernels
 
 
 @pytest.fixture(params=[0, 1], ids=["graph", "pynative"])

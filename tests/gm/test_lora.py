@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from gm.checkpoint import open_checkpoint, save_safetensors
+from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
+from gm.checkpoints.lora_file import LoRAWriter, LowRank, MergedSource, read_lora, write_lora
+from gm.checkpoints.weights import load_weights, parameter_shapes
+from gm.device.runtime import GRAPH_MODE
 from gm.errors import UserError
 from gm.lora import TARGETS, add_lora, lora_parameters, matching_layers
-from gm.lora_file import LoRAWriter, LowRank, MergedSource, read_lora, write_lora
 from gm.precision import set_compute_dtype
-from gm.runtime import GRAPH_MODE
-from gm.weights import load_weights, parameter_shapes
 from modules.temporal_attention import SpatialVideoTransformer
 from modules.unet3d import VideoUNet
 from tests.reference import published

@@ -8,13 +8,13 @@ import pytest
 from scipy import stats
 
 from gm.conditioner import Conditioning
-from gm.conditioning_dropout import ConditioningDropout
 from gm.denoiser import Denoiser, VScalingWithEDMcNoise
+from gm.device.kernel_fusion import fused_kernels_inside, obstacle
 from gm.errors import UserError
-from gm.kernel_fusion import fused_kernels_inside, obstacle
-from gm.loss import DiffusionLoss
 from gm.noise_levels import LogNormal
-from gm.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
+from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.loss import DiffusionLoss
+from gm.training.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
 from tests.gm.diffusers_twin import Twin
 from tests.gm.training_parts import make_inputs, make_objective, make_step, random_clips, random_unet, randoms
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gm.device.memory_errors import OutOfMemory, explain_out_of_memory, is_out_of_memory
 from gm.errors import UserError
-from gm.memory_errors import OutOfMemory, explain_out_of_memory, is_out_of_memory
 
 PROJECT = Path(__file__).parents[2]
 
@@ -73,7 +73,7 @@ def test_mindspore_runs_out_for_real(tmp_path, mode):
         import numpy as np, mindspore as ms
         from mindspore import ops
         from gm.errors import UserError
-        from gm.memory_errors import explain_out_of_memory
+        from gm.device.memory_errors import explain_out_of_memory
         ms.set_device("CPU")
         ms.set_context(mode={mode})
         class Net(ms.nn.Cell):

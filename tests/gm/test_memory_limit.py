@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gm import memory_limit
+from gm.device import memory_limit
 
 resource = pytest.importorskip("resource")
 PROJECT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_the_limit_is_lifted_after_an_error(machine):
 def test_a_lower_limit_of_the_user_stays():
     script = """
         import resource
-        from gm.memory_limit import memory_limit
+        from gm.device.memory_limit import memory_limit
         resource.setrlimit(resource.RLIMIT_DATA, (300_000_000, resource.getrlimit(resource.RLIMIT_DATA)[1]))
         with memory_limit():
             print(resource.getrlimit(resource.RLIMIT_DATA)[0])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import SessionLog
 
-from gm.metrics_log import RETRY_SECONDS, MetricsLog
+from gm.training.metrics_log import RETRY_SECONDS, MetricsLog
 from tests.gm.events import read_events
 
 PROJECT = Path(__file__).parents[2]
@@ -55,12 +55,13 @@ def test_after_a_failure_curves_go_on_in_another_file(tmp_path, caplog, monkeypa
         log.scalars(2, {"loss": 2.0})
         log.scalars(3, {"loss": 3.0})
         assert caplog.text.count("training goes on") == 1 and "no room left on the disk" in caplog.text
-        monkeypatch.setattr("gm.metrics_log.time", SimpleNamespace(time=lambda: time.time() + RETRY_SECONDS))
+        monkeypatch.setattr("gm.training.metrics_log.time", SimpleNamespace(time=lambda: time.time() + RETRY_SECONDS))
         with monkeypatch.context() as patch:
-            patch.setattr("gm.metrics_log.EventsWriter", FullDisk)
+            patch.setattr("gm.training.metrics_log.EventsWriter", FullDisk)
             log.scalars(4, {"loss": 4.0})
         assert caplog.text.count("training goes on") == 1
-        monkeypatch.setattr("gm.metrics_log.time", SimpleNamespace(time=lambda: time.time() + 2 * RETRY_SECONDS))
+        later = SimpleNamespace(time=lambda: time.time() + 2 * RETRY_SECONDS)
+        monkeypatch.setattr("gm.training.metrics_log.time", later)
         log.scalars(5, {"loss": 5.0})
     assert sorted(event.step for event in read_events(tmp_path)) == [1, 5]
 
@@ -70,7 +71,7 @@ def test_a_full_disk_hangs_nothing(tmp_path):
     """A file-size limit stands in for the disk; far more events than any queue holds are written."""
     program = f"""
 import resource, signal
-from gm.metrics_log import MetricsLog
+from gm.training.metrics_log import MetricsLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 log = MetricsLog({str(tmp_path)!r})

@@ -9,9 +9,9 @@ import torch
 from mindspore import Parameter, Tensor
 
 from gm.errors import UserError
-from gm.loss_scale import LARGEST, LossScale
-from gm.lr_schedule import LearningRate
-from gm.optim import AdamW, AdamWOptions
+from gm.training.loss_scale import LARGEST, LossScale
+from gm.training.lr_schedule import LearningRate
+from gm.training.optim import AdamW, AdamWOptions
 from tests.gm.diffusers_twin import Twin
 from tests.gm.training_parts import make_objective, make_step, random_clips, random_unet, values
 

@@ -1,9 +1,9 @@
 import mindspore as ms
 import pytest
 
+from gm.device.runtime import choose_device, eager, setup_runtime
 from gm.errors import UserError
 from gm.precision import amp_dtype
-from gm.runtime import choose_device, eager, setup_runtime
 
 
 def test_auto_takes_the_card_if_there_is_one():

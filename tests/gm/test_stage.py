@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from gm.checkpoints.safetensors_file import save_safetensors
 from gm.layers import Linear
-from gm.safetensors_file import save_safetensors
 from gm.stage import Stage
 
 SIZE = 2048  # 16 MiB of weights

@@ -6,11 +6,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm import train_step
-from gm.loss_scale import LossScale
-from gm.optim import AdamWOptions
 from gm.precision import set_compute_dtype
-from gm.sigma_buckets import mean_losses
+from gm.training import train_step
+from gm.training.loss_scale import LossScale
+from gm.training.optim import AdamWOptions
+from gm.training.sigma_buckets import mean_losses
 from modules.recompute import recompute_blocks
 from modules.trainables import freeze
 from modules.unet3d import is_temporal

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from gm.checkpoint import open_checkpoint, save_safetensors
-from gm.checkpoint_folder import CheckpointFolder
+from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
+from gm.checkpoints.weights_writer import FullModelWriter
 from gm.errors import UserError
-from gm.training_state import NUMBERS, TENSORS, check_identity, read_numbers, read_tensors, write_checkpoint
-from gm.weights_writer import FullModelWriter
+from gm.training.checkpoint_folder import CheckpointFolder
+from gm.training.training_state import NUMBERS, TENSORS, check_identity, read_numbers, read_tensors, write_checkpoint
 
 NAMES = ("weight.a", "adam_m.a", "adam_v.a", "average.a")
 NUMBERS_OF_RUN = {"step": 7, "identity": {"--environment.seed": 1}}
@@ -169,7 +169,7 @@ def test_one_run_at_a_time_and_no_remains(tmp_path):
     with folder.locked():
         assert folder.all() == [folder.path(10)] and not half.exists()
         code = (
-            "import sys; from pathlib import Path; from gm.checkpoint_folder import CheckpointFolder\n"
+            "import sys; from pathlib import Path; from gm.training.checkpoint_folder import CheckpointFolder\n"
             "with CheckpointFolder(Path(sys.argv[1])).locked(): pass"
         )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)

@@ -5,19 +5,19 @@ from typing import Dict, Iterable, List, Optional, Tuple
 import numpy as np
 from mindspore import Parameter
 
+from gm.checkpoints.weights import set_parameter
 from gm.conditioner import Conditioning
-from gm.conditioning_dropout import ConditioningDropout
 from gm.denoiser import VScalingWithEDMcNoise
-from gm.distributed import Communicator
-from gm.ema import WeightAverage
-from gm.loss import DiffusionLoss
-from gm.loss_scale import LossScale, NoLossScale
 from gm.noise_levels import LogNormal
-from gm.objective import Objective, TrainInputs
-from gm.optim import AdamW, AdamWOptions
-from gm.random_streams import SampleRandom
-from gm.train_step import TrainStep
-from gm.weights import set_parameter
+from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.distributed import Communicator
+from gm.training.ema import WeightAverage
+from gm.training.loss import DiffusionLoss
+from gm.training.loss_scale import LossScale, NoLossScale
+from gm.training.objective import Objective, TrainInputs
+from gm.training.optim import AdamW, AdamWOptions
+from gm.training.random_streams import SampleRandom
+from gm.training.train_step import TrainStep
 from modules.trainables import freeze
 from modules.unet3d import VideoUNet
 

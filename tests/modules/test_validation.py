@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from data.video_writer import read_metadata
-from gm.checkpoint import save_safetensors
+from gm.checkpoints.checkpoint import save_safetensors
 from gm.config import instantiate, load_config
 from gm.errors import UserError
-from gm.metrics_log import MetricsLog
+from gm.training.metrics_log import MetricsLog
 from modules.pipeline import SVDPipeline
 from modules.validation import ValidationVideos
 from tests.data.test_latent_cache import CONFIG, weight

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from modules.parameter_table import expected_parameters
-from svd_tools.key_map import CONV_1X1, TRANSPOSED, diffusers_places
+from svd_tools.conversion.key_map import CONV_1X1, TRANSPOSED, diffusers_places
 
 CONFIG = Path(__file__).parent / "svd_small.yaml"
 

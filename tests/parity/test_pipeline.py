@@ -10,7 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from gm.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
 from modules.generation import to_pixels
 from modules.pipeline import SVDPipeline
 from tests.parity.peers import CONFIG

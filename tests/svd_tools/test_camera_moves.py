@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svd_tools.camera_moves import (
+from svd_tools.clips.camera_moves import (
     KINDS,
     CameraMove,
     draw_move,
@@ -13,7 +13,7 @@ from svd_tools.camera_moves import (
     scene_to_frame,
     with_speed,
 )
-from svd_tools.depth_map import flat_depth
+from svd_tools.clips.depth_map import flat_depth
 
 ASPECT = 0.5625
 FRAMES = 14

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from svd_tools.camera_moves import KINDS, CameraMove, draw_move, frame_to_scene, reach
-from svd_tools.clip_renderer import ClipSize, Shot, Window, fit_shot, render
-from svd_tools.depth_map import estimate_depth, find_horizon, flat_depth, soften
+from svd_tools.clips.camera_moves import KINDS, CameraMove, draw_move, frame_to_scene, reach
+from svd_tools.clips.clip_renderer import ClipSize, Shot, Window, fit_shot, render
+from svd_tools.clips.depth_map import estimate_depth, find_horizon, flat_depth, soften
 from svd_tools.video_metrics import flow_magnitude, mean_flow
 
 SIZE = ClipSize(height=96, width=160, num_frames=8)

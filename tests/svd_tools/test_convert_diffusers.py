@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gm.checkpoint import save_safetensors
+from gm.checkpoints.checkpoint import save_safetensors
 from gm.errors import UserError
-from svd_tools.key_map import has_no_place, is_unused
+from svd_tools.conversion.key_map import has_no_place, is_unused
 from tests.svd_tools.small_model import (
     CONFIG,
     assert_same_tensors,
@@ -130,7 +130,7 @@ def test_what_diffusers_cannot_express_is_refused(tmp_path):
     unet = "{params: {model_channels: 48, num_head_channels: 8, num_groups: 16}}"
     text = f"base: {ROOT / 'configs' / 'svd.yaml'}\nmodel: {{params: {{network_config: {unet}}}}}"
     (tmp_path / "narrow.yaml").write_text(text)
-    from svd_tools.diffusers_config import diffusers_texts
+    from svd_tools.conversion.diffusers_config import diffusers_texts
 
     with pytest.raises(UserError, match="norms of 32 groups only"):
         diffusers_texts(tmp_path / "narrow.yaml", parameters(str(tmp_path / "narrow.yaml")))

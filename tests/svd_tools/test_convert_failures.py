@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gm.checkpoint import save_safetensors
-from svd_tools import targets
+from gm.checkpoints.checkpoint import save_safetensors
+from svd_tools.conversion import targets
 from tests.svd_tools.small_model import CONFIG, assert_same_tensors, read_all, refusal, run_convert
 
 ROOT = Path(__file__).resolve().parents[2]

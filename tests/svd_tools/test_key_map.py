@@ -2,8 +2,8 @@
 
 import pytest
 
-from svd_tools.diffusers_layout import diffusers_shapes, full_names
-from svd_tools.key_map import (
+from svd_tools.conversion.diffusers_layout import diffusers_shapes, full_names
+from svd_tools.conversion.key_map import (
     CONV_1X1,
     TRANSPOSED,
     Place,

@@ -14,9 +14,9 @@ from data.video_reader import VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError
 from svd_tools import make_clips
-from svd_tools.clip_plan import film, parse_weights, plan_clips
-from svd_tools.clip_renderer import ClipSize
-from svd_tools.photos import find_photos, held_out, name_held_out
+from svd_tools.clips.clip_plan import film, parse_weights, plan_clips
+from svd_tools.clips.clip_renderer import ClipSize
+from svd_tools.clips.photos import find_photos, held_out, name_held_out
 from svd_tools.video_metrics import mean_flow, psnr
 
 SMALL = ["--height=64", "--width=96", "--frames=6", "--workers=1"]

@@ -10,9 +10,9 @@ from PIL import Image
 
 from gm.errors import UserError
 from svd_tools import collect_photos
-from svd_tools.photo_sources import PhotoSource, read_photo_sources
-from svd_tools.photos import name_held_out
-from svd_tools.qt_resource import read_qt_resource
+from svd_tools.clips.photo_sources import PhotoSource, read_photo_sources
+from svd_tools.clips.photos import name_held_out
+from svd_tools.clips.qt_resource import read_qt_resource
 
 EXAMPLES = {
     "jigsaw_pexels_photo_302304",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gm.checkpoints.tensor_source import TensorInfo, decode
 from gm.errors import UserError
-from gm.tensor_source import TensorInfo, decode
-from svd_tools.pickle_source import read_pickle
+from svd_tools.conversion.pickle_source import read_pickle
 
 NORM = "model.diffusion_model.out.0.weight"
 

@@ -1,0 +1,1 @@
+"""What depends on the machine: the device, its operators, what is compiled for it, and its memory."""

@@ -1,0 +1,241 @@
+"""The training loop: batches to updates, with checkpoints, validation and an end that loses nothing."""
+
+import logging
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, NamedTuple, Sequence
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from gm.checkpoints.weights_writer import WeightsWriter
+from gm.device.memory_use import peak_memory_gb
+from gm.engine import DiffusionEngine
+from gm.errors import UserError
+from gm.training.callbacks_base import Callback
+from gm.training.checkpoint_folder import CheckpointFolder
+from gm.training.lr_schedule import LearningRate
+from gm.training.random_streams import SampleRandom
+from gm.training.recipes import Inputs, Recipe
+from gm.training.sigma_buckets import mean_losses
+from gm.training.stop_signal import StopSignal
+from gm.training.train_step import StepResult, TrainStep
+from gm.training.training_state import WEIGHT, check_identity, read_numbers, read_tensors, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Batches(NamedTuple):
+    """This process's share of the training data."""
+
+    open: Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # all batches from a number on, over the epochs
+    per_epoch: int
+    size: int  # samples in each
+
+
+class Plan(NamedTuple):
+    """When what happens, in steps."""
+
+    total_steps: int
+    checkpoint_every: int
+    validate_every: int  # 0: never
+    max_nonfinite: int  # steps in a row without a finite loss and gradient, after which the run stops
+
+
+class Trainer:
+    """Trains until the last step or a signal; a :class:`gm.training.callbacks_base.TrainerView`.
+
+    Args:
+        train_step: with the optimizer, the average and the loss scale.
+        parameters: what is trained, by its name in the network.
+        engine: its network stage holds the network.
+        recipe: from batches to inputs.
+        seed: of what it draws.
+        batches: the data.
+        schedule: the learning rate of every step.
+        plan: when what happens.
+        checkpoints: where.
+        writer: of the weights for users.
+        identity: what the run is: settings that have to be the same when it is resumed.
+        callbacks: of rank 0; elsewhere none.
+    """
+
+    def __init__(
+        self,
+        train_step: TrainStep,
+        parameters: Mapping[str, Parameter],
+        engine: DiffusionEngine,
+        recipe: Recipe,
+        seed: int,
+        batches: Batches,
+        schedule: LearningRate,
+        plan: Plan,
+        checkpoints: CheckpointFolder,
+        writer: WeightsWriter,
+        identity: Mapping[str, Any],
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.train_step, self.parameters, self.engine = train_step, dict(parameters), engine
+        self.recipe, self.seed, self.batches, self.schedule, self.plan = recipe, seed, batches, schedule, plan
+        self.checkpoints, self.writer, self.identity = checkpoints, writer, dict(identity)
+        self.callbacks = tuple(callbacks)
+        self.communicator = train_step.communicator
+        self.step = self.skipped = self.nonfinite = 0
+        self._saved_step = -1
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        return self.plan.total_steps
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return self.checkpoints.output_dir
+
+    def averaged(self) -> ContextManager[None]:
+        """Inside the block the network has the averaged weights, or its own where there is no average."""
+        average = self.train_step.average
+        return nullcontext() if average is None else average.swapped()
+
+    def run(self) -> None:
+        """Trains from the present step on; a checkpoint is there at the end, whatever ends it in good order.
+
+        Raises:
+            UserError: the loss or its gradients stayed without finite values; the data cannot be read; the last
+                checkpoint cannot be written.
+        """
+        for callback in self.callbacks:
+            callback.on_start(self)
+        try:
+            with StopSignal() as stop:
+                self._loop(stop)
+            if self.step != self._saved_step:
+                self.save()
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self.step)
+
+    def _loop(self, stop: StopSignal) -> None:
+        inputs = self._inputs()
+        started = time.perf_counter()
+        while self.step < self.total_steps and not self._stop_wanted(stop):
+            lr = self.schedule(self.step)
+            result = self.train_step([next(inputs) for _ in range(self.train_step.batches)], lr)
+            self.step += 1
+            metrics = self._metrics(result, lr, time.perf_counter() - started)
+            for callback in self.callbacks:
+                callback.on_step(self.step, metrics)
+            self._count_nonfinite(result)
+            self._save_and_validate()
+            started = time.perf_counter()
+
+    def _save_and_validate(self) -> None:
+        if self.step % self.plan.checkpoint_every == 0 and self.step < self.total_steps:
+            try:
+                self.save()
+            except UserError as error:
+                logger.error("no checkpoint at step %d: %s; training goes on", self.step, error)
+        if self.plan.validate_every and self.step % self.plan.validate_every == 0:
+            with self._saved_if_it_fails():
+                for callback in self.callbacks:
+                    callback.on_validation(self.step, self)
+
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """An error in what only watches the run costs no step of it; with several processes, none can save alone."""
+        try:
+            yield
+        except Exception:
+            if self.communicator.world_size == 1 and self.step != self._saved_step:
+                self.save()
+            raise
+
+    def _inputs(self) -> Iterator[Inputs]:
+        """What the network sees, from the present step on, without end."""
+        number = self.step * self.train_step.batches
+        rank, world_size = self.communicator.rank, self.communicator.world_size
+        for batch in self.batches.open(number):
+            epoch, in_epoch = divmod(number, self.batches.per_epoch)
+            place = (in_epoch * world_size + rank) * self.batches.size
+            count = len(batch["fps_id"])
+            yield self.recipe(batch, [SampleRandom(self.seed, epoch, place + index) for index in range(count)])
+            number += 1
+
+    def _stop_wanted(self, stop: StopSignal) -> bool:
+        """Whether any process was told to stop; all learn of it at the same step."""
+        return bool(self.communicator.sum(np.array([float(bool(stop.received))]))[0])
+
+    def _metrics(self, result: StepResult, lr: float, seconds: float) -> Dict[str, float]:
+        self.skipped += not result.updated
+        samples = self.train_step.batches * self.batches.size * self.communicator.world_size
+        return {
+            **mean_losses(result.loss_sums),
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "loss_scale": self.train_step.loss_scale.value,
+            "skipped_updates": float(self.skipped),
+            "epoch": self.step * self.train_step.batches / self.batches.per_epoch,
+            "samples_per_second": samples / seconds,
+            "memory_gb": peak_memory_gb(),
+        }
+
+    def _count_nonfinite(self, result: StepResult) -> None:
+        if result.updated:
+            self.nonfinite = 0
+        elif not result.overflow:
+            self.nonfinite += 1
+            logger.warning("step %d: the loss or its gradient is not finite; the update is skipped", self.step)
+        if self.nonfinite >= self.plan.max_nonfinite:
+            newest = self.checkpoints.newest()
+            raise UserError(
+                f"stopped at step {self.step}: the loss or its gradient was not finite {self.nonfinite} times in a row "
+                f"(--train.max_nonfinite); the last good checkpoint is {newest or 'not there yet'}; lower "
+                "--train.scheduler.lr or --train.settings.clip_norm"
+            )
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present step; every process has to call it, rank 0 writes.
+
+        Raises:
+            UserError: no room, or the folder cannot be written.
+        """
+        tensors = self._tensors(self.train_step.optimizer.gathered())
+        if self.communicator.rank == 0:
+            path = self.checkpoints.path(self.step)
+            write_checkpoint(path, tensors, self._numbers(), self.writer)
+            self.checkpoints.prune()
+            logger.info("checkpoint %s", path)
+        self._saved_step = self.step
+
+    def restore(self, path: Path) -> None:
+        """Goes on where a checkpoint was written.
+
+        Raises:
+            UserError: it is of another run, or cannot be read.
+        """
+        numbers = read_numbers(path)
+        check_identity(path, numbers["identity"], self.identity)
+        optimizer = self.train_step.optimizer
+        read_tensors(path, self._tensors(optimizer.state()), optimizer.shapes())
+        self.step, self.skipped, self.nonfinite = (numbers[name] for name in ("step", "skipped", "nonfinite"))
+        self.train_step.updates = numbers["updates"]
+        self.train_step.loss_scale.restore(numbers["loss_scale"])
+        self._saved_step = self.step if path == self.checkpoints.path(self.step) else -1
+        logger.info("resumed from %s", path)
+
+    def _tensors(self, moments: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        average = self.train_step.average
+        weights = {f"{WEIGHT}.{name}": parameter for name, parameter in self.parameters.items()}
+        return {**weights, **moments, **({} if average is None else average.state())}
+
+    def _numbers(self) -> Dict[str, Any]:
+        return {
+            "step": self.step,
+            "updates": self.train_step.updates,
+            "skipped": self.skipped,
+            "nonfinite": self.nonfinite,
+            "loss_scale": self.train_step.loss_scale.state(),
+            "identity": self.identity,
+        }

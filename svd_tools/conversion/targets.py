@@ -1,0 +1,134 @@
+"""What a conversion writes: one file, or a diffusers folder."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Mapping, Optional
+
+from tqdm import tqdm
+
+from gm.checkpoints.ckpt_file import ckpt_bytes, write_ckpt
+from gm.checkpoints.names import to_reference
+from gm.checkpoints.safetensors_file import write_safetensors
+from gm.checkpoints.tensor_source import Raw
+from gm.files import atomic_dir
+from svd_tools.conversion.casts import DTYPES, cast, count_not_finite
+from svd_tools.conversion.diffusers_layout import to_diffusers
+from svd_tools.conversion.key_map import has_no_place, is_unused
+from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
+from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
+
+KEEP = "keep"  # --dtype: as it is
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files to be written, all of them or none.
+
+    Attributes:
+        path: the file or the folder that appears.
+        files: path inside the folder ("" where `path` is a file itself) → its tensors, under the names they get.
+        texts: path inside the folder → a text file's content.
+    """
+
+    path: Path
+    files: Dict[str, Tensors]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Room that the target takes, up to the little that headers take."""
+        return sum(ckpt_bytes(infos(tensors)) for tensors in self.files.values())
+
+
+def single_file_target(path: Path, published: Tensors, dtype: str, leftovers: bool) -> Target:
+    """All tensors in one file: a `.ckpt` with the reference toolkit's names, else safetensors.
+
+    Args:
+        leftovers: whether the tensors that no program reads are written too.
+    """
+    rename = to_reference if path.suffix == ".ckpt" else str
+    kept = {rename(name): tensor for name, tensor in published.items() if leftovers or not is_unused(name)}
+    return Target(path, {"": _in_dtype(kept, dtype)})
+
+
+def diffusers_target(path: Path, published: Tensors, dtype: str, leftovers: bool, texts: Mapping[str, str]) -> Target:
+    """A diffusers folder.
+
+    Args:
+        leftovers: whether what has no place in the layout is written into a file of its own beside the components,
+            from which the conversion back takes it.
+        texts: the folder's JSON files.
+    """
+    there = to_diffusers(published)
+    files = {}
+    for component in COMPONENTS:
+        prefix = f"{component}/"
+        files[prefix + component_file(component)] = {
+            name[len(prefix) :]: tensor for name, tensor in there.items() if name.startswith(prefix)
+        }
+    if leftovers:
+        files[LEFTOVERS_FILE] = {name: tensor for name, tensor in published.items() if has_no_place(name)}
+    return Target(path, {name: _in_dtype(tensors, dtype) for name, tensors in files.items()}, texts)
+
+
+def write_target(
+    target: Target, metadata: Mapping[str, str], late_metadata: Callable[[], Mapping[str, str]], show_progress: bool
+) -> Dict[str, str]:
+    """Writes a target, whole or not at all, and warns of tensors that hold values which are not numbers.
+
+    Returns:
+        File inside the target → SHA-256 of its tensors' bytes.
+    """
+    total = sum(tensor.info.num_bytes for tensors in target.files.values() for tensor in tensors.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not show_progress) as bar:
+
+        def write(path: Path, tensors: Tensors) -> str:
+            read = _Reader(tensors, bar)
+            if path.suffix == ".ckpt":
+                return write_ckpt(path, infos(tensors), read)
+            return write_safetensors(path, infos(tensors), read, metadata, late_metadata)
+
+        if "" in target.files:
+            return {"": write(target.path, target.files[""])}
+        with atomic_dir(target.path) as folder:
+            for name, text in target.texts.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text)
+            return {name: write(folder / name, tensors) for name, tensors in target.files.items()}
+
+
+def json_text(value: object) -> str:
+    """A JSON file's content."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _in_dtype(tensors: Tensors, dtype: str) -> Tensors:
+    if dtype == KEEP:
+        return tensors
+    return {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+
+
+class _Reader:
+    """Reads tensors one after the other, giving back the memory of the one before."""
+
+    def __init__(self, tensors: Tensors, bar: tqdm):
+        self._tensors = tensors
+        self._bar = bar
+        self._previous: Optional[LazyTensor] = None
+
+    def __call__(self, name: str) -> Raw:
+        if self._previous:
+            self._previous.release()
+        self._previous = tensor = self._tensors[name]
+        raw = tensor.load()
+        nan, infinite = count_not_finite(raw, tensor.info)
+        if nan or infinite:
+            _log.warning(
+                "%s (from %s) has %d NaN and %d infinite values among %s",
+                name, tensor.origin, nan, infinite, tensor.info.shape,
+            )  # fmt: skip
+        self._bar.update(tensor.info.num_bytes)
+        return raw
