@@ -16,7 +16,7 @@ from gm.training.metrics_log import MetricsLog
 from modules.pipeline import SVDPipeline
 from modules.validation import ValidationVideos
 from tests.data.test_latent_cache import CONFIG, weight
-from tests.gm.events import read_events
+from tests.gm.training.events import read_events
 
 OPTIONS = {"num_frames": 2, "height": 64, "width": 64, "sampling_steps": 1, "fps": 5}
 

@@ -9,7 +9,7 @@ import pytest
 from gm.device import memory_limit
 
 resource = pytest.importorskip("resource")
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 MIB = 1 << 20
 Memory = namedtuple("Memory", "available free")
 

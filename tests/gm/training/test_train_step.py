@@ -14,7 +14,7 @@ from gm.training.sigma_buckets import mean_losses
 from modules.recompute import recompute_blocks
 from modules.trainables import freeze
 from modules.unet3d import is_temporal
-from tests.gm.training_parts import make_inputs, make_step, random_unet, values
+from tests.gm.training.training_parts import make_inputs, make_step, random_unet, values
 
 SMALL = {"channel_mult": (1,)}  # one level: the fastest network of the real classes
 LR = 1e-3

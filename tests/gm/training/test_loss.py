@@ -15,8 +15,8 @@ from gm.noise_levels import LogNormal
 from gm.training.conditioning_dropout import ConditioningDropout
 from gm.training.loss import DiffusionLoss
 from gm.training.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
-from tests.gm.diffusers_twin import Twin
-from tests.gm.training_parts import make_inputs, make_objective, make_step, random_clips, random_unet, randoms
+from tests.gm.training.diffusers_twin import Twin
+from tests.gm.training.training_parts import make_inputs, make_objective, make_step, random_clips, random_unet, randoms
 
 SIGMA = np.array([0.3, 5.0])
 TOLERANCE = 1e-3  # relative, fp32

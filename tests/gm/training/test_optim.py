@@ -12,8 +12,8 @@ from gm.errors import UserError
 from gm.training.loss_scale import LARGEST, LossScale
 from gm.training.lr_schedule import LearningRate
 from gm.training.optim import AdamW, AdamWOptions
-from tests.gm.diffusers_twin import Twin
-from tests.gm.training_parts import make_objective, make_step, random_clips, random_unet, values
+from tests.gm.training.diffusers_twin import Twin
+from tests.gm.training.training_parts import make_objective, make_step, random_clips, random_unet, values
 
 SHAPES = [(3, 4), (5,), (2, 3, 3, 1, 1), (1,)]
 

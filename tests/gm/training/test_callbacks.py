@@ -9,7 +9,7 @@ import yaml
 from gm.errors import UserError
 from gm.training.callbacks import ConfigFile, ProgressLine, TensorBoardScalars, keep_training
 from gm.training.metrics_log import MetricsLog
-from tests.gm.events import read_events
+from tests.gm.training.events import read_events
 
 METRICS = {"loss": 0.123456, "loss_sigma/0-1": 0.5, "lr": 1e-5, "skipped_updates": 0.0}
 

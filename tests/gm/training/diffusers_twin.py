@@ -1,4 +1,4 @@
-"""diffusers' UNet with the weights of a :func:`tests.gm.training_parts.random_unet`, and the objective in PyTorch."""
+"""diffusers' UNet with the weights of :func:`tests.gm.training.training_parts.random_unet`, objective in PyTorch."""
 
 from typing import Dict, Sequence
 
@@ -8,7 +8,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from modules.unet3d import VideoUNet
 from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
-from tests.gm.training_parts import CONTEXT, UNET, VECTOR
+from tests.gm.training.training_parts import CONTEXT, UNET, VECTOR
 
 
 class Twin:

@@ -10,7 +10,7 @@ import pytest
 from gm.device.memory_errors import OutOfMemory, explain_out_of_memory, is_out_of_memory
 from gm.errors import UserError
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 # As MindSpore 2.8 words it on the CPU in graph and PyNative mode; as its Ascend allocator does; the C++ library's.
 MESSAGES = [

@@ -18,7 +18,7 @@ from gm.layers import Linear
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 WIDTH, FRAMES = 64, 3  # two channels in each group of a norm
 IN_A_PROCESS_OF_ITS_OWN = """
 import os

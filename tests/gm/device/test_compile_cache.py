@@ -11,7 +11,7 @@ import pytest
 from gm.device.compile_cache import KEPT, _prune
 from gm.device.user_cache import CACHE_ENABLE
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 # Two layers under the name of a recipe, their weights all equal to a number; prints the output's first value of each.
 PROGRAM = """
 import sys

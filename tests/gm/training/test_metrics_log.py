@@ -11,9 +11,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from gm.training.metrics_log import RETRY_SECONDS, MetricsLog
-from tests.gm.events import read_events
+from tests.gm.training.events import read_events
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 
 def test_scalars_and_animations_are_readable_at_once(tmp_path):
