@@ -78,7 +78,8 @@ def cond_aug_distribution(options: TrainingOptions) -> LogNormal:
 
 
 def _reconstruction(options: TrainingOptions) -> ReconstructionLoss:
-    return ReconstructionLoss(options.autoencoder.edge_weight, options.autoencoder.colour_weight)
+    weights = options.autoencoder
+    return ReconstructionLoss(weights.edge_weight, weights.colour_weight, weights.rms_weight)
 
 
 LEARNING: Dict[str, Callable[[DiffusionEngine, TrainingOptions, str], Learning]] = {

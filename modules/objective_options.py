@@ -54,6 +54,7 @@ class AutoencoderOptions:
     Args:
         edge_weight: of the differences between neighbouring pixels, and frames, beside the pixels'.
         colour_weight: of the mean colours of blocks of 8x8 pixels.
+        rms_weight: of a clip's root mean square error, beside the mean absolute one: large errors count for more.
         anchor_weight: of the distance between the latent's first three channels and the mean red, green and blue of
             their 8x8 pixels, so that no colour is left out (stage autoencoder).
         kl_weight: of the latent's divergence from a unit Gaussian (stage autoencoder).
@@ -62,6 +63,7 @@ class AutoencoderOptions:
 
     edge_weight: float = 0.5
     colour_weight: float = 1.0
+    rms_weight: float = 0.0
     anchor_weight: float = 0.0
     kl_weight: float = 1e-3
     latent_noise: float = 0.1

@@ -7,11 +7,12 @@ from mindspore import Tensor, nn, ops
 from gm.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
 
 BLOCK = DOWNSAMPLING  # pixels
+RMS_FLOOR = 1e-8  # mean square, so that the root has a gradient where nothing is wrong
 COLOUR_SCALE = 2.0  # of a latent that stands for a mean colour in -1..1: a standard deviation of about 1
 
 
 class ReconstructionLoss(nn.Cell):
-    """mean |x - y| + edge_weight * mean |∇x - ∇y| + colour_weight * C of each clip.
+    """mean |x - y| + edge_weight * mean |∇x - ∇y| + colour_weight * C + rms_weight * √mean (x - y)² of each clip.
 
     The gradient is the differences of neighbours in space and, where there are several frames, in time: edges stay
     sharp, and still areas still. C is mean |m| + mean |m' - m|, where m is the error's mean over blocks of 8x8 pixels
@@ -20,11 +21,12 @@ class ReconstructionLoss(nn.Cell):
     Args:
         edge_weight: 0 for none.
         colour_weight: 0 for none.
+        rms_weight: of the root mean square error, which is what PSNR measures; 0 for none.
     """
 
-    def __init__(self, edge_weight: float, colour_weight: float = 0.0) -> None:
+    def __init__(self, edge_weight: float, colour_weight: float = 0.0, rms_weight: float = 0.0) -> None:
         super().__init__()
-        self.edge_weight, self.colour_weight = edge_weight, colour_weight
+        self.edge_weight, self.colour_weight, self.rms_weight = edge_weight, colour_weight, rms_weight
 
     def construct(self, decoded: Tensor, frames: Tensor) -> Tensor:
         """Both (b, t, 3, H, W) -> (b,)."""
@@ -40,6 +42,8 @@ class ReconstructionLoss(nn.Cell):
             blocks = block_means(error)
             next_channel = ops.cat((blocks[:, :, 1:], blocks[:, :, :1]), axis=2)
             loss = loss + self.colour_weight * (self.mean(blocks) + self.mean(next_channel - blocks))
+        if self.rms_weight:
+            loss = loss + self.rms_weight * ops.sqrt(ops.mean(ops.square(error).reshape(b, -1), 1) + RMS_FLOOR)
         return loss
 
     def mean(self, error: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The reconstruction's loss against its formula in NumPy, and what each term sees."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -9,8 +10,8 @@ from gm.training.autoencoder_loss import ReconstructionLoss, block_means
 SHAPE = (2, 3, 3, 16, 24)
 
 
-def value(decoded, frames, edge_weight=0.0, colour_weight=0.0):
-    return ReconstructionLoss(edge_weight, colour_weight)(Tensor(decoded), Tensor(frames)).asnumpy()
+def value(decoded, frames, *weights, **named):
+    return ReconstructionLoss(*weights or (0.0,), **named)(Tensor(decoded), Tensor(frames)).asnumpy()
 
 
 def clips(seed):
@@ -29,8 +30,15 @@ def test_every_term():
     blocks = error.reshape(2, 3, 3, 2, 8, 3, 8).mean((4, 6))
     colours = means(blocks) + means(np.roll(blocks, -1, axis=2) - blocks)
     np.testing.assert_allclose(block_means(Tensor(decoded - frames)).asnumpy(), blocks, atol=1e-5)
-    want = means(error) + 0.5 * edges + 2 * colours
-    np.testing.assert_allclose(value(decoded, frames, 0.5, 2.0), want, rtol=1e-4)
+    rms = np.sqrt((error**2).mean((1, 2, 3, 4)))
+    want = means(error) + 0.5 * edges + 2 * colours + 3 * rms
+    np.testing.assert_allclose(value(decoded, frames, 0.5, 2.0, 3.0), want, rtol=1e-4)
+
+
+def test_the_gradient_is_finite_where_nothing_is_wrong():
+    frames = Tensor(clips(0))
+    gradient = ms.grad(lambda x: ReconstructionLoss(0.5, 1.0, 1.0)(x, frames).sum())(frames)
+    np.testing.assert_array_equal(gradient.asnumpy(), 0)
 
 
 def test_single_frames_have_no_edges_in_time():
