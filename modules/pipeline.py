@@ -52,7 +52,7 @@ class SVDPipeline:
         guidance_interval: the lowest and the highest noise level (sigma) that is guided; outside it a step takes half
             the time. By default all are.
         feature_cache: evaluate the whole UNet at every so many steps only, and its last stage alone in between
-            (DeepCache): 2 takes three quarters of the time on svd_tiny and costs some quality. 1 is exact.
+            (DeepCache): 2 takes little more than half the time at full size and costs some quality. 1 is exact.
         height: of the video in pixels, a multiple of 64. By default what the model was trained for.
         width: of the video in pixels, a multiple of 64. By default what the model was trained for.
         crop_offset: what part of an image of another shape is kept: vertical and horizontal position of the crop, 0
