@@ -46,8 +46,8 @@ def measure_steps(step: Callable[[], Any], start: float, steps: int) -> None:
     """
     loaded = time.perf_counter() - start
     first = timed(step)
-    rest = sorted(timed(step) for _ in range(steps)) or [first]
-    report_child({"load_s": loaded, "first_step_s": first, "step_s": rest[len(rest) // 2]})
+    rest = [timed(step) for _ in range(steps)] or [first]
+    report_child({"load_s": loaded, "first_step_s": first, "step_s": median(rest)})
 
 
 def make_parser(

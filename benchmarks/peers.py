@@ -82,7 +82,7 @@ def load_vae(checkpoint: Path) -> AutoencoderKLTemporalDecoder:
 
 
 def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
-    """CLIP's image tower, with the options of :class:`gm.clip.VisionTransformer`."""
+    """CLIP's image tower in fp32, with the options of :class:`gm.clip.VisionTransformer`."""
     clip = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=options["width"],
@@ -98,7 +98,7 @@ def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) 
     state = _state(checkpoint, (VISUAL_PREFIX,))
     missing, extra = clip.load_state_dict(state, strict=False, assign=True)
     assert not extra and all(name.endswith("position_ids") for name in missing)
-    return clip.eval()
+    return clip.float().eval()  # assigned as they are, the tensors of an fp16 file are fp16
 
 
 def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPipeline:
@@ -119,7 +119,7 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
         # diffusers gives the middle as many layers as a level; the published model has two in either.
         vae.decoder.mid_block = MidBlockTemporalDecoder(widths[-1], widths[-1], widths[-1], num_layers=2)
     vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
-    encoder = load_image_encoder(checkpoint, vision).float()  # it takes the tensors as they are: fp16 in a file of fp16
+    encoder = load_image_encoder(checkpoint, vision)
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
     scheduler = EulerDiscreteScheduler.from_config(SCHEDULER)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.checkpoints.checkpoint import file_sha256, open_checkpoint
 from gm.checkpoints.lora_file import LoRA, MergedSource, read_lora

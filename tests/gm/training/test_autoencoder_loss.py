@@ -10,8 +10,9 @@ from gm.training.autoencoder_loss import ReconstructionLoss, block_means
 SHAPE = (2, 3, 3, 16, 24)
 
 
-def value(decoded, frames, *weights, **named):
-    return ReconstructionLoss(*weights or (0.0,), **named)(Tensor(decoded), Tensor(frames)).asnumpy()
+def value(decoded, frames, edge_weight=0.0, colour_weight=0.0, rms_weight=0.0):
+    loss = ReconstructionLoss(edge_weight, colour_weight, rms_weight)
+    return loss(Tensor(decoded), Tensor(frames)).asnumpy()
 
 
 def clips(seed):
