@@ -37,8 +37,8 @@ class Attention(nn.Cell):
             return self.flash(q, k, v)
         b, h, n, d = q.shape
         m = k.shape[2]
-        q = (q * (d**-0.5)).reshape(b * h, n, d)
-        k, v = k.reshape(b * h, m, d), v.reshape(b * h, m, d)
+        q = kernels.reshape(q * (d**-0.5), (b * h, n, d))
+        k, v = kernels.reshape(k, (b * h, m, d)), kernels.reshape(v, (b * h, m, d))
         heads = max(1, self.scores_budget // (n * m * 4))
         queries = n if heads > 1 else max(1, min(n, self.scores_budget // (m * 4)))
         blocks = []
@@ -50,7 +50,7 @@ class Attention(nn.Cell):
                 rows.append(self.block(q[first:last, start : min(start + queries, n)], k_block, v_block))
             blocks.append(rows[0] if len(rows) == 1 else ops.cat(rows, axis=1))
         out = blocks[0] if len(blocks) == 1 else ops.cat(blocks, axis=0)
-        return out.reshape(b, h, n, d)
+        return kernels.reshape(out, (b, h, n, d))
 
     def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = self.softmax(self.scores(q, k).astype(ms.float32))  # bh n m
@@ -97,7 +97,7 @@ class CrossAttention(nn.Cell):
         b, n, _ = x.shape
         q, k, v = self.split_heads(self.to_q(x)), self.split_heads(self.to_k(context)), self.to_v(context)
         out = self.attention(q, k, self.split_heads(v))
-        return self.to_out[0](kernels.swap_axes(out, 1, 2).reshape(b, n, -1))  # b h n d -> b n (h d)
+        return self.to_out[0](kernels.reshape(kernels.swap_axes(out, 1, 2), (b, n, -1)))  # b h n d -> b n (h d)
 
     def over_time(self, x: Tensor) -> Tensor:
         """Self-attention along axis 1 of (b, t, s, c), for each s by itself."""
@@ -113,7 +113,7 @@ class CrossAttention(nn.Cell):
 
     def split_heads(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        return kernels.swap_axes(x.reshape(b, n, self.heads, self.head_dim), 1, 2)  # b n (h d) -> b h n d
+        return kernels.swap_axes(kernels.reshape(x, (b, n, self.heads, self.head_dim)), 1, 2)  # b n (h d) -> b h n d
 
     def frames_last(self, x: Tensor) -> Tensor:
         b, t, s, _ = x.shape

@@ -5,9 +5,10 @@ from typing import Callable, List, Optional, Sequence
 from mindspore import Tensor, nn, ops
 
 from gm.attention import Attention
+from gm.device import kernels
 from gm.layers import GROUPS, Conv2d, GroupNorm, SiLU, set_identity, set_norm_groups
 from gm.tokens import from_tokens, to_tokens
-from gm.upsampling import double_size
+from gm.upsampling import UpsamplingConv
 
 EPS = 1e-6  # of every GroupNorm of the autoencoder
 CHANNEL_MULT = (1, 2, 4, 4)
@@ -31,6 +32,9 @@ class ResnetBlock(nn.Cell):
         return self.spatial(x)
 
     def spatial(self, x: Tensor) -> Tensor:
+        return kernels.in_blocks(self.frames, x) if kernels.sharing else self.frames(x)
+
+    def frames(self, x: Tensor) -> Tensor:
         h = self.conv1(self.silu(self.norm1(x)))
         h = self.conv2(self.silu(self.norm2(h)))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
@@ -82,14 +86,14 @@ class Downsample(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """Nearest-neighbour doubling, then a convolution."""
+    """Twice the height and width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsamplingConv(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(double_size(x))
+        return self.conv(x)
 
 
 class Level(nn.Cell):

@@ -119,7 +119,7 @@ class VisionTransformer(nn.Cell):
         """(b, 3, image_size, image_size), normalised -> (b, output_dim)."""
         x = self.conv1(x)
         b, c = x.shape[:2]
-        x = kernels.swap_axes(x.reshape(b, c, -1), 1, 2)  # b c h w -> b (h w) c
+        x = kernels.swap_axes(kernels.reshape(x, (b, c, -1)), 1, 2)  # b c h w -> b (h w) c
         first = ops.broadcast_to(self.class_embedding.astype(x.dtype).reshape(1, 1, c), (b, 1, c))
         x = ops.cat((first, x), axis=1)
         x = self.ln_pre(add_broadcast(x, self.positional_embedding.astype(x.dtype).expand_dims(0)))

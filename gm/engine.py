@@ -127,7 +127,7 @@ class DiffusionEngine:
         Returns:
             Latents (b, t, 4, h, w), still multiplied by the scale factor.
         """
-        with self.network as network, self._fusion(network):
+        with self.network as network, self._fastest_mode(network):
             recipe = self.network.build.node if self.compile_cache else None
             evaluate = _network_function(network, self.network.dtype, self._features_of(network), recipe)
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
@@ -144,9 +144,12 @@ class DiffusionEngine:
         self._cache = None if self.network.offload else cache
         return cache
 
-    def _fusion(self, network: nn.Cell) -> ContextManager:
+    def _fastest_mode(self, network: nn.Cell) -> ContextManager:
+        """For a network without gradients, in the mode that is set."""
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
-        return fused_kernels_inside() if fuse else nullcontext()
+        if fuse:
+            return fused_kernels_inside()
+        return eager() if ms.get_context("mode") == ms.PYNATIVE_MODE else nullcontext()
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.

@@ -14,6 +14,7 @@ from mindspore.common.initializer import Uniform, initializer
 
 from gm.device import kernels
 from gm.device.small_conv import LARGEST, SmallConv
+from gm.device.winograd import WinogradConv, worthwhile
 from gm.errors import UserError
 
 GROUPS = 32  # of every GroupNorm in SVD; small networks need fewer, to keep several channels in each
@@ -45,10 +46,10 @@ class Linear(nn.Cell):
         weight, bias = self.weight, self.bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        y = self.matmul(x.reshape(-1, self.in_features), weight)  # … i -> n o
+        y = self.matmul(kernels.reshape(x, (-1, self.in_features)), weight)  # … i -> n o
         if bias is not None:
             y = self.bias_add(y, bias.astype(y.dtype))
-        return y.reshape(x.shape[:-1] + (self.out_features,))
+        return kernels.reshape(y, x.shape[:-1] + (self.out_features,))
 
 
 class Conv2d(nn.Cell):
@@ -76,18 +77,35 @@ class Conv2d(nn.Cell):
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         plain = (kernel_size, stride, padding) == (3, 1, 1)
-        self.small_conv = SmallConv() if plain and not kernels.has_fused_operators() else None
+        rewritten = plain and not kernels.has_fused_operators()
+        self.small_conv = SmallConv() if rewritten else None
+        self.winograd = WinogradConv() if rewritten else None
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self.compute_dtype is not None:
-            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
+        x, weight = self.in_compute_type(x)
+        return self.add_bias(self.convolve(x, weight))
+
+    def in_compute_type(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """The input and the weight."""
+        if self.compute_dtype is None:
+            return x, self.weight
+        return x.astype(self.compute_dtype), self.weight.astype(self.compute_dtype)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.small_conv is not None and max(x.shape[2:]) <= LARGEST:
-            y = self.small_conv(x, weight)
-        else:
-            y = self.conv(x, weight)
-        return y if bias is None else self.bias_add(y, bias.astype(y.dtype))
+            return self.small_conv(x, weight)
+        if self.filters_minimally(x.shape, x.dtype):
+            return self.winograd(x, weight)
+        return self.conv(x, weight)
+
+    def filters_minimally(self, shape: Tuple[int, ...], dtype: ms.Type) -> bool:
+        """Whether a picture of that shape is convolved by tiles."""
+        possible = self.winograd is not None and dtype == ms.float32 and kernels.filters_minimally()
+        return possible and worthwhile(shape, self.weight.shape)
+
+    def add_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else self.bias_add(y, self.bias.astype(y.dtype))
 
 
 class TemporalConv(nn.Cell):
@@ -169,7 +187,7 @@ class LayerNorm(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
         x32 = x.astype(ms.float32)
-        if self.fused:
+        if self.fused or kernels.sharing:
             return self.norm(x32, weight, bias)[0].astype(x.dtype)
         return kernels.layer_norm(x32, weight, bias, self.eps).astype(x.dtype)
 

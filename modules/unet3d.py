@@ -14,7 +14,7 @@ from gm.layers import (
     sinusoidal_embedding,
     timestep_mlp,
 )
-from gm.upsampling import double_size
+from gm.upsampling import UpsamplingConv
 from modules.resblock import VideoResBlock
 from modules.temporal_attention import SpatialVideoTransformer
 
@@ -46,14 +46,14 @@ class Downsample(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """Nearest-neighbour doubling, then a convolution."""
+    """Twice the height and width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsamplingConv(channels, channels)
 
     def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
-        return self.conv(double_size(x))
+        return self.conv(x)
 
 
 class VideoUNet(nn.Cell):

@@ -5,9 +5,11 @@ as matrix products; and broadcasting Add and Mul keep index buffers larger than 
 are broadcast explicitly.
 """
 
-from typing import Tuple
+from functools import lru_cache
+from typing import Callable, Sequence, Tuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 _BATCH_NORM_EPS = 1e-5
@@ -23,7 +25,9 @@ _LOGIT_OF_CDF = (
 
 fusing = False  # whether networks are being compiled to fused kernels, see gm.device.kernel_fusion
 fusing_norms = False  # and these too
+sharing = False  # whether operators run one by one, without gradients, on CPU: see gm.device.runtime.eager
 
+BLOCK_BYTES = 1 << 26  # of an input that is worked on by blocks
 SQRT_HALF = 0.7071067811865476
 INVERSE_SQRT_2PI = 0.3989422804014327
 
@@ -53,7 +57,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     n = x.shape[0]
     mean = ops.zeros((n,), dtype=x.dtype)
     variance = ops.full((n,), 1 - _BATCH_NORM_EPS, dtype=x.dtype)
-    return _BATCH_NORM(x.reshape(1, n, -1, 1), scale, shift, mean, variance)[0].reshape(x.shape)
+    return reshape(_BATCH_NORM(reshape(x, (1, n, -1, 1)), scale, shift, mean, variance)[0], x.shape)
 
 
 def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -66,14 +70,14 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
         weight, bias: (c,).
     """
     b, c = x.shape[:2]
-    rows = x.reshape(b * num_groups, -1)  # b c … -> (b g) n
+    rows = reshape(x, (b * num_groups, -1))  # b c … -> (b g) n
     average = ops.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=x.dtype)
     mean = ops.matmul(rows, average)  # (b g) 1
     variance = ops.matmul(rows * rows, average) - mean * mean
     rstd = ops.rsqrt(variance + eps)
     scale = rstd.reshape(b, num_groups, 1) * weight.reshape(1, num_groups, -1)  # b g c/g
     shift = bias.reshape(1, num_groups, -1) - mean.reshape(b, num_groups, 1) * scale
-    return scale_shift(x.reshape(b * c, -1), scale.reshape(-1), shift.reshape(-1)).reshape(x.shape)
+    return reshape(scale_shift(reshape(x, (b * c, -1)), scale.reshape(-1), shift.reshape(-1)), x.shape)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -84,13 +88,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         weight, bias: (c,).
     """
     c = x.shape[-1]
-    rows = x.reshape(-1, c)
+    rows = reshape(x, (-1, c))
     average = ops.full((c, 1), 1.0 / c, dtype=x.dtype)
     mean = ops.matmul(rows, average)  # n 1
     variance = ops.matmul(rows * rows, average) - mean * mean
     rstd = ops.rsqrt(variance + eps)
     normed = scale_shift(rows, rstd.reshape(-1), (-mean * rstd).reshape(-1))
-    return _BIAS_ADD(normed * weight, bias).reshape(x.shape)
+    return reshape(_BIAS_ADD(normed * weight, bias), x.shape)
 
 
 class GELU(nn.Cell):
@@ -135,21 +139,99 @@ def normal_cdf(x: Tensor) -> Tensor:
     return ops.sigmoid(q * x)
 
 
+def filters_minimally() -> bool:
+    """Whether 3x3 convolutions may be computed by :mod:`gm.device.winograd`: on CPU, without gradients, and where it
+    pays, which it does not operator by operator with views that are copied."""
+    return fusing_norms or sharing
+
+
+def reshape(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
+    """`x.reshape(shape)`, not copied.
+
+    In PyNative mode MindSpore makes a view, and every operator that is given a view copies it first: ReLU takes twice
+    as long, a product of two views four times. There the same memory is given its other shape by NumPy.
+    """
+    if sharing:
+        return _reshape_shared(x, shape)
+    return x.reshape(shape)
+
+
+def _reshape_shared(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
+    return Tensor.from_numpy(x.asnumpy().reshape(shape))
+
+
+def empty(shape: Tuple[int, ...]) -> Tensor:
+    """Memory for a result, fp32, to be written through its `asnumpy()`: where memory is shared only."""
+    return mint.empty(shape, dtype=ms.float32)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` for one that treats each row of axis 0 by itself: some rows at a time, so that whatever it needs on
+    the way is needed for these only. Where memory is shared only.
+
+    Args:
+        function: fp32, (n, …) -> (n, …), for any n.
+    """
+    pixels = x.asnumpy()
+    rows = max(1, BLOCK_BYTES * len(pixels) // pixels.nbytes)
+    if rows >= len(pixels):
+        return function(x)
+    result = None
+    for first in range(0, len(pixels), rows):
+        block = function(Tensor.from_numpy(pixels[first : first + rows]))
+        if result is None:
+            result = empty((len(pixels),) + block.shape[1:])
+        result.asnumpy()[first : first + rows] = block.asnumpy()
+    return result
+
+
+def rows_between(x: Tensor, first: int, last: int) -> Tensor:
+    """`x[:, :, first:last]`."""
+    if first == 0 and last == x.shape[2]:
+        return x
+    if sharing:
+        return _rows_shared(x, first, last)
+    return x[:, :, first:last]
+
+
+def _rows_shared(x: Tensor, first: int, last: int) -> Tensor:
+    return Tensor.from_numpy(np.ascontiguousarray(x.asnumpy()[:, :, first:last]))
+
+
 def reshape_late(weight: Tensor, shape: Tuple[int, ...], x: Tensor) -> Tensor:
     """`weight.reshape(shape)`, not before `x` is there.
 
     A compiled network reshapes (that is, copies) all weights before anything else, and holds the copies until they are
     used: 1.6 GB at full size.
     """
+    if sharing:
+        return _reshape_shared(weight, shape)
     return ops.depend(weight, x).reshape(shape)
 
 
 def swap_axes(x: Tensor, first: int, second: int) -> Tensor:
-    """Two axes of `x` exchanged (a copy).
+    """Two axes of `x` exchanged (a copy); `first` comes before `second`.
 
     As a fused kernel, a transposition takes no memory but its result's and a fourth of the time of a strided view and
-    its copy. Unfused, its operator would keep twice its result's memory for as long as the network lives.
+    its copy. Unfused, its operator would keep twice its result's memory for as long as the network lives. In PyNative
+    mode, where the last axis stays, its rows are gathered in their new order: a seventh of the time of a strided copy.
     """
     order = list(range(x.ndim))
     order[first], order[second] = second, first
-    return ops.transpose(x, tuple(order)) if fusing else mint.permute(x, tuple(order))
+    if fusing:
+        return ops.transpose(x, tuple(order))
+    if sharing and second < x.ndim - 1:
+        return _gather_rows(x, tuple(order))
+    return mint.permute(x, tuple(order))
+
+
+def _gather_rows(x: Tensor, order: Tuple[int, ...]) -> Tensor:
+    rows = ops.gather(reshape(x, (-1, x.shape[-1])), _row_order(x.shape[:-1], order[:-1]), 0)
+    return reshape(rows, tuple(x.shape[axis] for axis in order))
+
+
+@lru_cache(maxsize=64)
+def _row_order(shape: Tuple[int, ...], order: Sequence[int]) -> Tensor:
+    """Where each row of an array of rows, (…), is found before its axes are put into this order."""
+    rows = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    return Tensor(np.ascontiguousarray(rows.transpose(order)).reshape(-1))

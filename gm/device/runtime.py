@@ -54,15 +54,22 @@ def set_mode(runtime: Runtime, mode: int) -> Runtime:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Operator by operator inside, whatever the mode outside: for networks that run too seldom to be compiled."""
+    """Operator by operator inside, whatever the mode outside: for networks that run too seldom to be compiled.
+
+    There are no gradients inside, for operators share memory with NumPy where there is a CPU only.
+    """
     import mindspore as ms
 
-    mode = ms.get_context("mode")
+    from gm.device import kernels
+
+    mode, sharing = ms.get_context("mode"), kernels.sharing
     ms.set_context(mode=PYNATIVE_MODE)
+    kernels.sharing = ms.get_context("device_target") == "CPU"
     try:
         yield
     finally:
         ms.set_context(mode=mode)
+        kernels.sharing = sharing
 
 
 def choose_device(device_target: str, ascend_available: bool, flag: str = DEVICE_FLAG) -> str:

@@ -1,12 +1,15 @@
 """The CPU's forms of norms and activations, and their gradients, against PyTorch."""
 
+from contextlib import nullcontext
+
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from gm.device import kernels
+from gm.device.runtime import eager
 
 
 @pytest.fixture(params=[0, 1], ids=["graph", "pynative"])
@@ -76,3 +79,34 @@ def test_a_large_mean_costs_a_group_norm_little():
     ours = ours_group_norm(*map(Tensor, (x, weight, bias))).asnumpy()
     theirs = torch.nn.functional.group_norm(*map(torch.from_numpy, (x,)), 32, *map(torch.from_numpy, (weight, bias)))
     assert np.abs(ours - theirs.numpy()).max() <= 2e-3
+
+
+VIEWS = {
+    "whole": lambda x: x,
+    "swapped": lambda x: x.swapaxes(1, 3),
+    "part": lambda x: x[1:, :, 2:],
+    "reversed order": lambda x: x.transpose(3, 2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["views", "shared"])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_layout_changes(shared, view):
+    array = np.random.default_rng(0).standard_normal((3, 4, 5, 6), np.float32)
+    x, array = view(Tensor(array)), view(array)
+    flat, half = (-1, array.shape[-1]), array.shape[2] // 2
+    with eager() if shared else nullcontext():
+        np.testing.assert_array_equal(ops.relu(kernels.reshape(x, flat)).asnumpy(), array.reshape(flat).clip(0))
+        np.testing.assert_array_equal(ops.neg(kernels.rows_between(x, 1, half)).asnumpy(), -array[:, :, 1:half])
+        for axes in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3)):
+            swapped = kernels.swap_axes(x, *axes)
+            np.testing.assert_array_equal(ops.neg(swapped).asnumpy(), -array.swapaxes(*axes))
+
+
+def test_shared_memory_outlives_the_tensor_that_it_was():
+    results = []
+    with eager():
+        for value in range(50):
+            results.append(kernels.reshape(ops.full((256, 1024), value, dtype=ms.float32) + 0, (1024, 256)))
+            ops.full((256, 1024), -1.0, dtype=ms.float32)
+    assert [result.asnumpy().mean() for result in results] == list(range(50))

@@ -1,6 +1,7 @@
 import mindspore as ms
 import pytest
 
+from gm.device import kernels
 from gm.device.runtime import choose_device, eager, setup_runtime
 from gm.errors import UserError
 from gm.precision import amp_dtype
@@ -31,3 +32,12 @@ def test_eager_restores_the_mode():
     with eager():
         assert ms.get_context("mode") == 1
     assert ms.get_context("mode") == 0
+
+
+def test_memory_is_shared_with_numpy_inside_eager_only():
+    with eager():
+        assert kernels.sharing
+        with eager():
+            assert kernels.sharing
+        assert kernels.sharing
+    assert not kernels.sharing
