@@ -103,9 +103,9 @@ class CrossAttention(nn.Cell):
         """Self-attention along axis 1 of (b, t, s, c), for each s by itself."""
         b, t, s, _ = x.shape
         q, k, v = self.frames_last(self.to_q(x)), self.frames_last(self.to_k(x)), self.frames_last(self.to_v(x))
-        out = self.attention(q, k, v).reshape(b, s, self.heads, t, self.head_dim)
-        out = ops.transpose(out, (0, 3, 1, 2, 4))  # b s h t d -> b t s h d
-        return self.to_out[0](out.reshape(b, t, s, -1))
+        out = kernels.reshape(self.attention(q, k, v), (b, s, self.heads, t, self.head_dim))
+        out = kernels.rows_permuted(out, (0, 3, 1, 2, 4))  # b s h t d -> b t s h d
+        return self.to_out[0](kernels.reshape(out, (b, t, s, -1)))
 
     def single_token(self, context: Tensor) -> Tensor:
         """Attention of any queries over one token: (b, 1, c') -> (b, 1, c)."""
@@ -117,5 +117,6 @@ class CrossAttention(nn.Cell):
 
     def frames_last(self, x: Tensor) -> Tensor:
         b, t, s, _ = x.shape
-        x = ops.transpose(x.reshape(b, t, s, self.heads, self.head_dim), (0, 2, 3, 1, 4))  # b t s (h d) -> b s h t d
-        return x.reshape(b * s, self.heads, t, self.head_dim)
+        x = kernels.reshape(x, (b, t, s, self.heads, self.head_dim))
+        x = kernels.rows_permuted(x, (0, 2, 3, 1, 4))  # b t s (h d) -> b s h t d
+        return kernels.reshape(x, (b * s, self.heads, t, self.head_dim))

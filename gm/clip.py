@@ -36,11 +36,11 @@ class SelfAttention(nn.Cell):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        qkv = self.bias_add(self.matmul(x.reshape(b * n, c), weight), bias.astype(x.dtype))
-        qkv = qkv.reshape(b, n, 3, self.heads, c // self.heads)
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
+        qkv = self.bias_add(self.matmul(kernels.reshape(x, (b * n, c)), weight), bias.astype(x.dtype))
+        qkv = kernels.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
+        qkv = kernels.rows_permuted(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
         out = kernels.swap_axes(self.attention(qkv[0], qkv[1], qkv[2]), 1, 2)  # b h n d -> b n h d
-        return self.out_proj(out.reshape(b, n, c))
+        return self.out_proj(kernels.reshape(out, (b, n, c)))
 
 
 class MLP(nn.Cell):

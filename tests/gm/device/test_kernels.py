@@ -101,6 +101,24 @@ def test_layout_changes(shared, view):
         for axes in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3)):
             swapped = kernels.swap_axes(x, *axes)
             np.testing.assert_array_equal(ops.neg(swapped).asnumpy(), -array.swapaxes(*axes))
+        permuted = kernels.rows_permuted(x, (2, 0, 1, 3))
+        np.testing.assert_array_equal(ops.neg(permuted).asnumpy(), -array.transpose(2, 0, 1, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_work_by_blocks(monkeypatch, rows):
+    array = np.random.default_rng(0).standard_normal((7, 2, 5), np.float32)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", rows * array[0].nbytes)
+    sizes = []
+
+    def function(x):
+        sizes.append(len(x))
+        return ops.cat((x, -x), axis=1)
+
+    with eager():
+        result = kernels.in_blocks(function, Tensor(array)).asnumpy()
+    np.testing.assert_array_equal(result, np.concatenate([array, -array], axis=1))
+    assert sizes == [rows] * (7 // rows) + [7 % rows] * (7 % rows > 0)
 
 
 def test_shared_memory_outlives_the_tensor_that_it_was():
