@@ -48,6 +48,7 @@ def run_ours(args: argparse.Namespace) -> None:
     from gm.config import instantiate, load_config
     from gm.device.compile_cache import kept_compilation
     from gm.device.kernel_fusion import fused_kernels_inside
+    from gm.device.runtime import eager
     from gm.feature_cache import FeatureCache
     from gm.layers import sinusoidal_embedding
 
@@ -66,7 +67,8 @@ def run_ours(args: argparse.Namespace) -> None:
         with kept_compilation(engine.network.build.node, arguments) if name == "kept" else nullcontext():
             return net(*arguments).asnumpy()
 
-    with fused_kernels_inside() if name in FUSED else nullcontext():
+    contexts = {"pynative": eager, "unfused": nullcontext}
+    with contexts.get(name, fused_kernels_inside)():
         if name == "cached":
             step()  # the full one
         harness.measure_steps(step, start, args.steps)

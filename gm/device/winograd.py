@@ -51,10 +51,10 @@ class WinogradConv(nn.Cell):
         frames, rows, outputs = block_size((n, c, h, w), weight.shape)
         channels = []
         for out in range(0, weight.shape[0], outputs):
-            weights = self.transformed(weight[out : min(out + outputs, weight.shape[0])], x)
+            weights = self.transformed(part(weight, out, outputs), x)
             blocks = []
             for first in range(0, n, frames):
-                block = x[first : min(first + frames, n)]
+                block = part(x, first, frames)
                 bands = []
                 for top in range(0, h, rows):
                     bands.append(self.block(block, weights, top, min(rows, h - top)))
@@ -105,6 +105,11 @@ class WinogradConv(nn.Cell):
         y = to_pixels(tiles, self.to_pixels, (n * o, 1, down * TILE, across * TILE))
         y = kernels.reshape(y, (n, o, down * TILE, across * TILE))
         return y if y.shape[2:] == (rows, width) else y[:, :, :rows, :width]
+
+
+def part(x: Tensor, first: int, count: int) -> Tensor:
+    """Up to `count` rows of axis 0 from `first` on; a slice of all of them would be a copy."""
+    return x if count >= x.shape[0] else x[first : min(first + count, x.shape[0])]
 
 
 def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
