@@ -10,6 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from gm.device import winograd
 from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
 from modules.generation import to_pixels
 from modules.pipeline import SVDPipeline
@@ -63,8 +64,19 @@ def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch
     return np.rint(out.frames[0] * 255)
 
 
-@pytest.mark.parametrize("frames, chunk, mode", [(14, 14, PYNATIVE_MODE), (5, 2, GRAPH_MODE), (1, 1, PYNATIVE_MODE)])
-def test_same_frames_as_diffusers(peer, image, frames, chunk, mode, monkeypatch):
+@pytest.mark.parametrize(
+    "frames, chunk, mode, tiles",
+    [
+        (14, 14, PYNATIVE_MODE, False),
+        (5, 2, GRAPH_MODE, False),
+        (1, 1, PYNATIVE_MODE, False),
+        (5, 5, PYNATIVE_MODE, True),
+    ],
+)
+def test_same_frames_as_diffusers(peer, image, frames, chunk, mode, tiles, monkeypatch):
+    if tiles:  # every 3x3 convolution by minimal filtering, as at full size
+        monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "LEAST_TILES", 1)
     rng = np.random.default_rng(3)
     image_noise = rng.standard_normal((1, 3, 64, 128), np.float32)
     noise = rng.standard_normal((1, frames, 4, 8, 16), np.float32)
