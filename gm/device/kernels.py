@@ -160,9 +160,9 @@ def _reshape_shared(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
     return Tensor.from_numpy(x.asnumpy().reshape(shape))
 
 
-def empty(shape: Tuple[int, ...]) -> Tensor:
-    """Memory for a result, fp32, to be written through its `asnumpy()`: where memory is shared only."""
-    return mint.empty(shape, dtype=ms.float32)
+def empty(shape: Tuple[int, ...]) -> np.ndarray:
+    """Memory for a result, fp32, from MindSpore's pool: NumPy's own would come on top of what the pool keeps."""
+    return mint.empty(shape, dtype=ms.float32).asnumpy()
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -181,8 +181,8 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         block = function(Tensor.from_numpy(pixels[first : first + rows]))
         if result is None:
             result = empty((len(pixels),) + block.shape[1:])
-        result.asnumpy()[first : first + rows] = block.asnumpy()
-    return result
+        result[first : first + rows] = block.asnumpy()
+    return Tensor.from_numpy(result)
 
 
 def rows_between(x: Tensor, first: int, last: int) -> Tensor:

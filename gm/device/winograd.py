@@ -69,15 +69,14 @@ class WinogradConv(nn.Cell):
         frames, rows, outputs = block_size((n, c, h, w), weight.shape)
         pixels, kernel = x.asnumpy(), weight.asnumpy()
         result = kernels.empty((n, len(kernel), h, w))
-        memory = result.asnumpy()
         for out in range(0, len(kernel), outputs):
             weights = self.transformed(Tensor.from_numpy(kernel[out : out + outputs]), x)
             for first in range(0, n, frames):
                 block = Tensor.from_numpy(pixels[first : first + frames])
                 for top in range(0, h, rows):
                     band = self.block(block, weights, top, min(rows, h - top))
-                    memory[first : first + frames, out : out + outputs, top : top + rows] = band.asnumpy()
-        return result
+                    result[first : first + frames, out : out + outputs, top : top + rows] = band.asnumpy()
+        return Tensor.from_numpy(result)
 
     def transformed(self, weight: Tensor, x: Tensor) -> Tensor:
         """(o, i, 3, 3) -> (36, o, i), not before x is there."""
