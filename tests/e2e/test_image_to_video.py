@@ -44,13 +44,13 @@ def png_frames(folder):
 
 @pytest.fixture(scope="module")
 def frames_of_seed_7(tiny_checkpoint):
-    """The pipeline's own frames, without the command around it."""
+    """The pipeline's own frames in PyNative mode, without the command around it."""
     pipeline = SVDPipeline(str(PROJECT / "configs" / "svd_tiny.yaml"), str(tiny_checkpoint), **SMALL)
     return pipeline(read_image(TIGER), seed=7)
 
 
 def test_the_command_writes_what_the_pipeline_makes(run, frames_of_seed_7, tiny_checkpoint):
-    (folder,) = run("--image", str(TIGER), "--seed=7", "--output_format=png")
+    (folder,) = run("--image", str(TIGER), "--seed=7", "--output_format=png", "--mode=1")
     frames = png_frames(folder)
     assert frames.shape == (2, 64, 128, 3) and frames.std() > 5
     assert np.array_equal(frames, frames_of_seed_7)
