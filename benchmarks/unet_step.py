@@ -25,7 +25,6 @@ from benchmarks.flops import Clip, unet_flops  # noqa: E402
 CONFIG = PROJECT / "configs/svd.yaml"
 PEER = "diffusers"
 MODES = {"graph": 0, "unfused": 0, "pynative": 1, "cached": 0, "kept": 0}  # unfused: --SVD.fuse_kernels=False
-FUSED = ("graph", "cached", "kept")
 CONTENDERS = (*MODES, PEER)
 
 
@@ -39,7 +38,7 @@ def inputs(args: argparse.Namespace):
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.device.runtime import setup_runtime
+    from gm.device.runtime import eager, setup_runtime
 
     name = args.child
     setup_runtime(MODES[name], "CPU")
@@ -48,7 +47,6 @@ def run_ours(args: argparse.Namespace) -> None:
     from gm.config import instantiate, load_config
     from gm.device.compile_cache import kept_compilation
     from gm.device.kernel_fusion import fused_kernels_inside
-    from gm.device.runtime import eager
     from gm.feature_cache import FeatureCache
     from gm.layers import sinusoidal_embedding
 

@@ -43,14 +43,16 @@ class Attention(nn.Cell):
         queries = n if heads > 1 else max(1, min(n, self.scores_budget // (m * 4)))
         blocks = []
         for first in range(0, b * h, heads):
-            last = min(first + heads, b * h)
-            k_block, v_block = k[first:last], v[first:last]
+            q_block = kernels.part(q, first, heads)
+            k_block, v_block = kernels.part(k, first, heads), kernels.part(v, first, heads)
+            if queries == n:
+                blocks.append(self.block(q_block, k_block, v_block))
+                continue
             rows = []
             for start in range(0, n, queries):
-                rows.append(self.block(q[first:last, start : min(start + queries, n)], k_block, v_block))
-            blocks.append(rows[0] if len(rows) == 1 else ops.cat(rows, axis=1))
-        out = blocks[0] if len(blocks) == 1 else ops.cat(blocks, axis=0)
-        return kernels.reshape(out, (b, h, n, d))
+                rows.append(self.block(q_block[:, start : min(start + queries, n)], k_block, v_block))
+            blocks.append(ops.cat(rows, axis=1))
+        return kernels.reshape(kernels.joined(blocks, 0), (b, h, n, d))
 
     def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = self.softmax(self.scores(q, k).astype(ms.float32))  # bh n m
@@ -64,7 +66,7 @@ class Attention(nn.Cell):
             blocks.append(
                 ops.flash_attention_score(q[part], k[part], v[part], h, input_layout="BNSD", scalar_value=d**-0.5)
             )
-        return blocks[0] if len(blocks) == 1 else ops.cat(blocks, axis=0)
+        return kernels.joined(blocks, 0)
 
 
 class CrossAttention(nn.Cell):

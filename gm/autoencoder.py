@@ -32,7 +32,7 @@ class ResnetBlock(nn.Cell):
         return self.spatial(x)
 
     def spatial(self, x: Tensor) -> Tensor:
-        return kernels.in_blocks(self.frames, x) if kernels.sharing else self.frames(x)
+        return kernels.in_blocks(self.frames, x)
 
     def frames(self, x: Tensor) -> Tensor:
         h = self.conv1(self.silu(self.norm1(x)))

@@ -95,11 +95,11 @@ class Conv2d(nn.Cell):
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.small_conv is not None and max(x.shape[2:]) <= LARGEST:
             return self.small_conv(x, weight)
-        if self.filters_minimally(x.shape, x.dtype):
+        if self.by_tiles(x.shape, x.dtype):
             return self.winograd(x, weight)
         return self.conv(x, weight)
 
-    def filters_minimally(self, shape: Tuple[int, ...], dtype: ms.Type) -> bool:
+    def by_tiles(self, shape: Tuple[int, ...], dtype: ms.Type) -> bool:
         """Whether a picture of that shape is convolved by tiles."""
         possible = self.winograd is not None and dtype == ms.float32 and kernels.filters_minimally()
         return possible and worthwhile(shape, self.weight.shape)

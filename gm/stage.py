@@ -32,6 +32,7 @@ class Stage:
         self.offload = False
         self.net: Optional[nn.Cell] = None
         self._source: Optional[TensorSource] = None
+        self._shapes: Optional[Dict[str, Tuple[int, ...]]] = None
         self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
 
     def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
@@ -51,7 +52,9 @@ class Stage:
 
     def shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Published name -> shape of every parameter."""
-        return parameter_shapes(self.skeleton(), self.prefix)
+        if self._shapes is None:
+            self._shapes = parameter_shapes(self.skeleton(), self.prefix)
+        return self._shapes
 
     def open(self) -> TensorSource:
         """The checkpoint file, seen through the overlay.

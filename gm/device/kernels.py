@@ -160,6 +160,16 @@ def _reshape_shared(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
     return Tensor.from_numpy(x.asnumpy().reshape(shape))
 
 
+def part(x: Tensor, first: int, count: int) -> Tensor:
+    """`x[first:first + count]`, up to the last row; a slice of all rows would be a copy."""
+    return x if count >= x.shape[0] else x[first : min(first + count, x.shape[0])]
+
+
+def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """The parts one after another along an axis; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else ops.cat(parts, axis=axis)
+
+
 def empty(shape: Tuple[int, ...]) -> np.ndarray:
     """Memory for a result, fp32, from MindSpore's pool: NumPy's own would come on top of what the pool keeps."""
     return mint.empty(shape, dtype=ms.float32).asnumpy()
@@ -167,11 +177,15 @@ def empty(shape: Tuple[int, ...]) -> np.ndarray:
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` for one that treats each row of axis 0 by itself: some rows at a time, so that whatever it needs on
-    the way is needed for these only. Where memory is shared only.
+    the way is needed for these only. All at once where memory is not shared.
 
     Args:
         function: fp32, (n, …) -> (n, …), for any n.
     """
+    return _in_blocks_shared(function, x) if sharing else function(x)
+
+
+def _in_blocks_shared(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     pixels = x.asnumpy()
     rows = max(1, BLOCK_BYTES * len(pixels) // pixels.nbytes)
     if rows >= len(pixels):

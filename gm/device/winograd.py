@@ -51,16 +51,16 @@ class WinogradConv(nn.Cell):
         frames, rows, outputs = block_size((n, c, h, w), weight.shape)
         channels = []
         for out in range(0, weight.shape[0], outputs):
-            weights = self.transformed(part(weight, out, outputs), x)
+            weights = self.transformed(kernels.part(weight, out, outputs), x)
             blocks = []
             for first in range(0, n, frames):
-                block = part(x, first, frames)
+                block = kernels.part(x, first, frames)
                 bands = []
                 for top in range(0, h, rows):
                     bands.append(self.block(block, weights, top, min(rows, h - top)))
-                blocks.append(joined(bands, 2))
-            channels.append(joined(blocks, 0))
-        return joined(channels, 1)
+                blocks.append(kernels.joined(bands, 2))
+            channels.append(kernels.joined(blocks, 0))
+        return kernels.joined(channels, 1)
 
     def in_place(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same in PyNative mode: block by block into the memory of the result."""
@@ -104,15 +104,6 @@ class WinogradConv(nn.Cell):
         y = to_pixels(tiles, self.to_pixels, (n * o, 1, down * TILE, across * TILE))
         y = kernels.reshape(y, (n, o, down * TILE, across * TILE))
         return y if y.shape[2:] == (rows, width) else y[:, :, :rows, :width]
-
-
-def part(x: Tensor, first: int, count: int) -> Tensor:
-    """Up to `count` rows of axis 0 from `first` on; a slice of all of them would be a copy."""
-    return x if count >= x.shape[0] else x[first : min(first + count, x.shape[0])]
-
-
-def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else ops.cat(parts, axis=axis)
 
 
 def worthwhile(x_shape: Sequence[int], weight_shape: Sequence[int]) -> bool:

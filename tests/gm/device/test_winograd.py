@@ -75,7 +75,7 @@ def test_a_convolution_by_tiles(inside, monkeypatch, scale, shape, outputs, bloc
     conv, x = make(shape[1], outputs), picture(*shape)
     n, c, h, w = shape
     with inside():
-        assert conv.filters_minimally((n, c, h * scale, w * scale), ms.float32)
+        assert conv.by_tiles((n, c, h * scale, w * scale), ms.float32)
         result = conv(Tensor(x)).asnumpy()
     expected = expected_of(conv, x, scale)
     assert result.shape == expected.shape
@@ -91,10 +91,10 @@ def test_the_error_is_small_over_many_channels(inside):
 
 def test_where_gradients_are_computed_it_is_a_plain_convolution():
     conv, x = Conv2d(96, 96, 3, padding=1), picture(2, 96, 24, 24)
-    assert not conv.filters_minimally(x.shape, ms.float32)
+    assert not conv.by_tiles(x.shape, ms.float32)
     ms.set_context(mode=ms.GRAPH_MODE)
     with fused_kernels_inside(training=True):
-        assert not conv.filters_minimally(x.shape, ms.float32)
+        assert not conv.by_tiles(x.shape, ms.float32)
 
 
 def test_half_precision_is_a_plain_convolution():
@@ -102,7 +102,7 @@ def test_half_precision_is_a_plain_convolution():
     conv.compute_dtype = ms.float16
     x = picture(2, 96, 24, 24)
     with eager():
-        assert not conv.filters_minimally(x.shape, ms.float16)
+        assert not conv.by_tiles(x.shape, ms.float16)
         result = conv(Tensor(x)).asnumpy()
     assert result.dtype == np.float16
     assert error(result, expected_of(conv, x)) < 2e-3
