@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
-from gm.device import kernels
+from gm.device import kernels, shared_memory, temporal_filter
 from gm.device.small_conv import LARGEST, SmallConv
 from gm.device.winograd import WinogradConv, worthwhile
 from gm.errors import UserError
@@ -40,7 +40,6 @@ class Linear(nn.Cell):
         self.bias = Parameter(_uniform((out_features,), in_features, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
         self.matmul = ops.MatMul(transpose_b=True)
-        self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -48,7 +47,7 @@ class Linear(nn.Cell):
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
         y = self.matmul(kernels.reshape(x, (-1, self.in_features)), weight)  # … i -> n o
         if bias is not None:
-            y = self.bias_add(y, bias.astype(y.dtype))
+            y = kernels.add_bias(y, bias.astype(y.dtype))
         return kernels.reshape(y, x.shape[:-1] + (self.out_features,))
 
 
@@ -80,7 +79,6 @@ class Conv2d(nn.Cell):
         rewritten = plain and not kernels.has_fused_operators()
         self.small_conv = SmallConv() if rewritten else None
         self.winograd = WinogradConv() if rewritten else None
-        self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         x, weight = self.in_compute_type(x)
@@ -105,7 +103,7 @@ class Conv2d(nn.Cell):
         return possible and worthwhile(shape, self.weight.shape)
 
     def add_bias(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else self.bias_add(y, self.bias.astype(y.dtype))
+        return y if self.bias is None else kernels.add_bias(y, self.bias.astype(y.dtype))
 
 
 class TemporalConv(nn.Cell):
@@ -120,14 +118,16 @@ class TemporalConv(nn.Cell):
         self.bias = Parameter(_uniform((out_channels,), in_channels * 3, zero_init))
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, (3, 1), pad_mode="pad", pad=(1, 1, 0, 0))
-        self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         weight = kernels.reshape_late(self.weight, self.weight.shape[:4], x)  # o i 3 1 1 -> o i 3 1
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        y = self.conv(x, weight)
-        return self.bias_add(y, self.bias.astype(y.dtype))
+        if kernels.loops_take(x) and temporal_filter.worthwhile(x.shape, weight.shape):
+            y = temporal_filter.convolve(x, weight)
+        else:
+            y = self.conv(x, weight)
+        return kernels.add_bias(y, self.bias.astype(y.dtype))
 
 
 def set_identity(conv: nn.Cell) -> None:
@@ -187,7 +187,7 @@ class LayerNorm(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
         x32 = x.astype(ms.float32)
-        if self.fused or kernels.sharing:
+        if self.fused:
             return self.norm(x32, weight, bias)[0].astype(x.dtype)
         return kernels.layer_norm(x32, weight, bias, self.eps).astype(x.dtype)
 
@@ -196,7 +196,7 @@ class SiLU(nn.Cell):
     """x·sigmoid(x), in fp32, returned in the input's type (fp16's is slow on CPU and imprecise everywhere)."""
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.silu(x.astype(ms.float32)).astype(x.dtype)
+        return kernels.silu(x.astype(ms.float32)).astype(x.dtype)
 
 
 class GEGLU(nn.Cell):
@@ -208,7 +208,10 @@ class GEGLU(nn.Cell):
         self.gelu = kernels.GELU()
 
     def construct(self, x: Tensor) -> Tensor:
-        hidden, gate = ops.chunk(self.proj(x), 2, axis=-1)
+        x = self.proj(x)
+        if kernels.loops_take(x):
+            return shared_memory.geglu(x)
+        hidden, gate = ops.chunk(x, 2, axis=-1)
         return hidden * self.gelu(gate)
 
 

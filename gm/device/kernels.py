@@ -2,32 +2,26 @@
 
 On Ascend the fused operators are used. On CPU, MindSpore's GroupNorm takes three times as long as the same sum written
 as matrix products; and broadcasting Add and Mul keep index buffers larger than their output in graph mode, so operands
-are broadcast explicitly.
+are broadcast explicitly. In PyNative mode without gradients, operators are loops of our own where that is faster
+(:mod:`gm.device.shared_memory`).
 """
 
-from functools import lru_cache
 from typing import Callable, Sequence, Tuple
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, mint, nn, ops
+
+from gm.device import shared_memory
+from gm.device.loops.activations import LOGIT_OF_CDF
 
 _BATCH_NORM_EPS = 1e-5
 _BIAS_ADD = ops.BiasAdd()
 _BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
 
-# ln(Φ(x) / Φ(-x)) / x in powers of x², the highest first: a least-squares fit on 0..7, weighted until the largest error
-# of x·Φ(x), 7e-8, was the same at all extrema.
-_LOGIT_OF_CDF = (
-    3.6278542862577645e-09, -2.675663877548878e-07, 7.948141374739075e-06, -1.1054674257276881e-04,
-    -6.605340493721379e-05, 7.266829823713872e-02, 1.5957685368174517,
-)  # fmt: skip
-
 fusing = False  # whether networks are being compiled to fused kernels, see gm.device.kernel_fusion
 fusing_norms = False  # and these too
 sharing = False  # whether operators run one by one, without gradients, on CPU: see gm.device.runtime.eager
 
-BLOCK_BYTES = 1 << 26  # of an input that is worked on by blocks
 SQRT_HALF = 0.7071067811865476
 INVERSE_SQRT_2PI = 0.3989422804014327
 
@@ -37,8 +31,15 @@ def has_fused_operators() -> bool:
     return ms.get_context("device_target") == "Ascend"
 
 
+def loops_take(x: Tensor) -> bool:
+    """Whether an operator on `x` is a loop of :mod:`gm.device.shared_memory`."""
+    return sharing and x.dtype == ms.float32
+
+
 def add_broadcast(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`, with y broadcast to x's shape."""
+    if loops_take(x) and y.dtype == x.dtype:
+        return shared_memory.add_broadcast(x, y)
     return x + (y if fusing else ops.broadcast_to(y, x.shape))
 
 
@@ -57,7 +58,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     n = x.shape[0]
     mean = ops.zeros((n,), dtype=x.dtype)
     variance = ops.full((n,), 1 - _BATCH_NORM_EPS, dtype=x.dtype)
-    return reshape(_BATCH_NORM(reshape(x, (1, n, -1, 1)), scale, shift, mean, variance)[0], x.shape)
+    return _BATCH_NORM(x.reshape(1, n, -1, 1), scale, shift, mean, variance)[0].reshape(x.shape)
 
 
 def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -69,15 +70,17 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
         x: (b, c, …), fp32.
         weight, bias: (c,).
     """
+    if sharing:
+        return shared_memory.group_norm(x, num_groups, weight, bias, eps)
     b, c = x.shape[:2]
-    rows = reshape(x, (b * num_groups, -1))  # b c … -> (b g) n
+    rows = x.reshape(b * num_groups, -1)  # b c … -> (b g) n
     average = ops.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=x.dtype)
     mean = ops.matmul(rows, average)  # (b g) 1
     variance = ops.matmul(rows * rows, average) - mean * mean
     rstd = ops.rsqrt(variance + eps)
     scale = rstd.reshape(b, num_groups, 1) * weight.reshape(1, num_groups, -1)  # b g c/g
     shift = bias.reshape(1, num_groups, -1) - mean.reshape(b, num_groups, 1) * scale
-    return reshape(scale_shift(reshape(x, (b * c, -1)), scale.reshape(-1), shift.reshape(-1)), x.shape)
+    return scale_shift(x.reshape(b * c, -1), scale.reshape(-1), shift.reshape(-1)).reshape(x.shape)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -87,14 +90,31 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         x: (…, c), fp32.
         weight, bias: (c,).
     """
+    if sharing:
+        return shared_memory.layer_norm(x, weight, bias, eps)
     c = x.shape[-1]
-    rows = reshape(x, (-1, c))
+    rows = x.reshape(-1, c)
     average = ops.full((c, 1), 1.0 / c, dtype=x.dtype)
     mean = ops.matmul(rows, average)  # n 1
     variance = ops.matmul(rows * rows, average) - mean * mean
     rstd = ops.rsqrt(variance + eps)
     normed = scale_shift(rows, rstd.reshape(-1), (-mean * rstd).reshape(-1))
-    return reshape(_BIAS_ADD(normed * weight, bias), x.shape)
+    return _BIAS_ADD(normed * weight, bias).reshape(x.shape)
+
+
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """Adds one number to each place of axis 1; `y`, which nobody else needs, may be changed.
+
+    Args:
+        y: (n, c, …).
+        bias: (c,), of the same type.
+    """
+    return shared_memory.add_bias(y, bias) if loops_take(y) else _BIAS_ADD(y, bias)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x·sigmoid(x), fp32."""
+    return shared_memory.silu(x) if sharing else ops.silu(x)
 
 
 class GELU(nn.Cell):
@@ -109,7 +129,7 @@ class GELU(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return x * self.cdf(x)
+        return shared_memory.gelu(x) if loops_take(x) else x * self.cdf(x)
 
     def cdf(self, x: Tensor) -> Tensor:
         """Φ(x), in fp32, returned in the input's type."""
@@ -133,8 +153,8 @@ def normal_cdf(x: Tensor) -> Tensor:
         x: fp32.
     """
     square = x * x
-    q = _LOGIT_OF_CDF[0]
-    for coefficient in _LOGIT_OF_CDF[1:]:
+    q = LOGIT_OF_CDF[0]
+    for coefficient in LOGIT_OF_CDF[1:]:
         q = q * square + coefficient
     return ops.sigmoid(q * x)
 
@@ -151,13 +171,7 @@ def reshape(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
     In PyNative mode MindSpore makes a view, and every operator that is given a view copies it first: ReLU takes twice
     as long, a product of two views four times. There the same memory is given its other shape by NumPy.
     """
-    if sharing:
-        return _reshape_shared(x, shape)
-    return x.reshape(shape)
-
-
-def _reshape_shared(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
-    return Tensor.from_numpy(x.asnumpy().reshape(shape))
+    return shared_memory.reshape(x, shape) if sharing else x.reshape(shape)
 
 
 def part(x: Tensor, first: int, count: int) -> Tensor:
@@ -170,11 +184,6 @@ def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     return parts[0] if len(parts) == 1 else ops.cat(parts, axis=axis)
 
 
-def empty(shape: Tuple[int, ...]) -> np.ndarray:
-    """Memory for a result, fp32, from MindSpore's pool: NumPy's own would come on top of what the pool keeps."""
-    return mint.empty(shape, dtype=ms.float32).asnumpy()
-
-
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` for one that treats each row of axis 0 by itself: some rows at a time, so that whatever it needs on
     the way is needed for these only. All at once where memory is not shared.
@@ -182,34 +191,12 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Args:
         function: fp32, (n, …) -> (n, …), for any n.
     """
-    return _in_blocks_shared(function, x) if sharing else function(x)
-
-
-def _in_blocks_shared(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    pixels = x.asnumpy()
-    rows = max(1, BLOCK_BYTES * len(pixels) // pixels.nbytes)
-    if rows >= len(pixels):
-        return function(x)
-    result = None
-    for first in range(0, len(pixels), rows):
-        block = function(Tensor.from_numpy(pixels[first : first + rows]))
-        if result is None:
-            result = empty((len(pixels),) + block.shape[1:])
-        result[first : first + rows] = block.asnumpy()
-    return Tensor.from_numpy(result)
+    return shared_memory.in_blocks(function, x) if sharing else function(x)
 
 
 def rows_between(x: Tensor, first: int, last: int) -> Tensor:
-    """`x[:, :, first:last]`."""
-    if first == 0 and last == x.shape[2]:
-        return x
-    if sharing:
-        return _rows_shared(x, first, last)
-    return x[:, :, first:last]
-
-
-def _rows_shared(x: Tensor, first: int, last: int) -> Tensor:
-    return Tensor.from_numpy(np.ascontiguousarray(x.asnumpy()[:, :, first:last]))
+    """`x[:, :, first:last]`; a slice of all rows would be a copy."""
+    return x if first == 0 and last == x.shape[2] else x[:, :, first:last]
 
 
 def reshape_late(weight: Tensor, shape: Tuple[int, ...], x: Tensor) -> Tensor:
@@ -218,42 +205,26 @@ def reshape_late(weight: Tensor, shape: Tuple[int, ...], x: Tensor) -> Tensor:
     A compiled network reshapes (that is, copies) all weights before anything else, and holds the copies until they are
     used: 1.6 GB at full size.
     """
-    if sharing:
-        return _reshape_shared(weight, shape)
-    return ops.depend(weight, x).reshape(shape)
+    return shared_memory.reshape(weight, shape) if sharing else ops.depend(weight, x).reshape(shape)
 
 
 def swap_axes(x: Tensor, first: int, second: int) -> Tensor:
     """Two axes of `x` exchanged (a copy); `first` comes before `second`.
 
     As a fused kernel, a transposition takes no memory but its result's and a fourth of the time of a strided view and
-    its copy. Unfused, its operator would keep twice its result's memory for as long as the network lives. In PyNative
-    mode, where the last axis stays, see :func:`rows_permuted`.
+    its copy. Unfused, its operator would keep twice its result's memory for as long as the network lives.
     """
     order = list(range(x.ndim))
     order[first], order[second] = second, first
     if fusing:
         return ops.transpose(x, tuple(order))
     if sharing and second < x.ndim - 1:
-        return _gather_rows(x, tuple(order))
+        return shared_memory.gather_rows(x, tuple(order))
+    if loops_take(x) and first == x.ndim - 2:
+        return shared_memory.swap_last(x)
     return mint.permute(x, tuple(order))
 
 
 def rows_permuted(x: Tensor, order: Tuple[int, ...]) -> Tensor:
-    """The axes of `x` in another order (a copy), of which the last axis stays the last.
-
-    Where memory is shared its rows are gathered in their new order: a seventh of the time of a strided copy.
-    """
-    return _gather_rows(x, order) if sharing else ops.transpose(x, order)
-
-
-def _gather_rows(x: Tensor, order: Tuple[int, ...]) -> Tensor:
-    rows = ops.gather(reshape(x, (-1, x.shape[-1])), _row_order(x.shape[:-1], order[:-1]), 0)
-    return reshape(rows, tuple(x.shape[axis] for axis in order))
-
-
-@lru_cache(maxsize=64)
-def _row_order(shape: Tuple[int, ...], order: Sequence[int]) -> Tensor:
-    """Where each row of an array of rows, (…), is found before its axes are put into this order."""
-    rows = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-    return Tensor(np.ascontiguousarray(rows.transpose(order)).reshape(-1))
+    """The axes of `x` in another order (a copy), of which the last axis stays the last."""
+    return shared_memory.gather_rows(x, order) if sharing else ops.transpose(x, order)

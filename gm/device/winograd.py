@@ -2,7 +2,8 @@
 
 Winograd 1980; for networks Lavin & Gray 2016 (arXiv:1509.09308). A tile of 4x4 results is Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, d
 being the 6x6 pixels under it and g the kernel: 36 products for each pair of channels instead of 144. Over many channels
-these are 36 matrix products, and the way to and from tiles is a convolution and a transposed one with constant kernels.
+these are 36 matrix products. The way to and from tiles is a convolution and a transposed one with constant kernels
+where networks are compiled, and loops (:mod:`gm.device.loops.minimal_filter`) where they run operator by operator.
 
 The points of interpolation are 0, ±3/4, ±3/2 and ∞, not the usual 0, ±1, ±2 and ∞: in fp32 the error is 1.4e-6 of the
 result's standard deviation, half of theirs (a direct convolution has 0.3e-6).
@@ -15,15 +16,19 @@ from typing import List, Sequence, Tuple
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.device import kernels
+from gm.device import kernels, shared_memory
+from gm.device.loops import minimal_filter
+from gm.device.loops.minimal_filter import SIDE, TILE, P, Q
+from gm.device.loops.threads import spread
 
-TILE = 4  # pixels of a tile's result, in either direction; it depends on two more
-PLACES = (TILE + 2) ** 2
-POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))  # and infinity
+PLACES = SIDE**2
+POINTS = (Fraction(0), P, -P, Q, -Q)  # and infinity
 BLOCK_BYTES = 1 << 27  # of transformed pixels that are held at once
 WEIGHTS_BYTES = 1 << 28  # of transformed weights
 LEAST_CHANNELS = 96
 LEAST_TILES = 64
+LOOP_BYTES = 1 << 26  # of transformed pixels, and of transformed weights, at once where loops make them
+LOOP_LEAST_TILES = 24
 
 
 class WinogradConv(nn.Cell):
@@ -63,19 +68,24 @@ class WinogradConv(nn.Cell):
         return kernels.joined(channels, 1)
 
     def in_place(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The same in PyNative mode: block by block into the memory of the result."""
-        n, c, h, w = x.shape
-        h, w = self.scale * h, self.scale * w
-        frames, rows, outputs = block_size((n, c, h, w), weight.shape)
-        pixels, kernel = x.asnumpy(), weight.asnumpy()
-        result = kernels.empty((n, len(kernel), h, w))
+        """The same in PyNative mode: some rows of tiles after others, into the memory of the result."""
+        pixels, kernel = shared_memory.array_of(x), shared_memory.array_of(weight)
+        n, c, h, w = pixels.shape
+        result = shared_memory.empty((n, len(kernel), self.scale * h, self.scale * w))
+        across, count = tiles_over(self.scale * w), n * tiles_over(self.scale * h)
+        rows = max(1, LOOP_BYTES // (PLACES * 4 * c * across))
+        outputs = max(1, LOOP_BYTES // (PLACES * 4 * c))
+        tiles = None
         for out in range(0, len(kernel), outputs):
-            weights = self.transformed(Tensor.from_numpy(kernel[out : out + outputs]), x)
-            for first in range(0, n, frames):
-                block = Tensor.from_numpy(pixels[first : first + frames])
-                for top in range(0, h, rows):
-                    band = self.block(block, weights, top, min(rows, h - top))
-                    result[first : first + frames, out : out + outputs, top : top + rows] = band.asnumpy()
+            taps, channels = kernel[out : out + outputs].reshape(-1, c, 9), result[:, out : out + outputs]
+            weights = shared_memory.empty((PLACES, len(taps), c))
+            spread(minimal_filter.to_weights, len(taps), weights.size, taps, weights)
+            for top in range(0, count, rows):
+                if tiles is None or rows < count:
+                    tiles = shared_memory.empty((PLACES, c, min(rows, count - top) * across))
+                    spread(minimal_filter.to_tiles, c, tiles.size, pixels, self.scale, top, tiles)
+                products = self.matmul(Tensor.from_numpy(weights), Tensor.from_numpy(tiles)).asnumpy()
+                spread(minimal_filter.to_pixels, len(taps), products.size, products, top, channels)
         return Tensor.from_numpy(result)
 
     def transformed(self, weight: Tensor, x: Tensor) -> Tensor:
@@ -114,7 +124,8 @@ def worthwhile(x_shape: Sequence[int], weight_shape: Sequence[int]) -> bool:
         weight_shape: (o, i, 3, 3).
     """
     n, _, h, w = x_shape
-    return min(weight_shape[:2]) >= LEAST_CHANNELS and n * tiles_over(h) * tiles_over(w) >= LEAST_TILES
+    least = LOOP_LEAST_TILES if kernels.sharing else LEAST_TILES
+    return min(weight_shape[:2]) >= LEAST_CHANNELS and n * tiles_over(h) * tiles_over(w) >= least
 
 
 def tiles_over(pixels: int) -> int:

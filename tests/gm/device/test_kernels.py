@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Tensor, ops
 
-from gm.device import kernels
+from gm.device import kernels, shared_memory
 from gm.device.runtime import eager
 
 
@@ -108,7 +108,7 @@ def test_layout_changes(shared, view):
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
 def test_work_by_blocks(monkeypatch, rows):
     array = np.random.default_rng(0).standard_normal((7, 2, 5), np.float32)
-    monkeypatch.setattr(kernels, "BLOCK_BYTES", rows * array[0].nbytes)
+    monkeypatch.setattr(shared_memory, "BLOCK_BYTES", rows * array[0].nbytes)
     sizes = []
 
     def function(x):

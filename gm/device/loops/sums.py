@@ -1,0 +1,39 @@
+"""Sums with what is broadcast: a number or a vector to each row."""
+
+from gm.device.loops.threads import loop
+
+
+@loop
+def add_numbers(first, last, x, numbers, out):
+    """x, out: (n, m); numbers: (n,)."""
+    for row in range(first, last):
+        number, values, result = numbers[row], x[row], out[row]
+        for i in range(values.size):
+            result[i] = values[i] + number
+
+
+@loop
+def add_numbers_in_place(first, last, x, numbers):
+    """x: (n, m), changed; numbers: (k,), in turn for the rows."""
+    for row in range(first, last):
+        number, values = numbers[row % numbers.size], x[row]
+        for i in range(values.size):
+            values[i] += number
+
+
+@loop
+def add_vectors(first, last, x, vectors, which, out):
+    """x, out: (n, c); vectors: (k, c); which: (n,), of 0..k-1."""
+    for row in range(first, last):
+        vector, values, result = vectors[which[row]], x[row], out[row]
+        for i in range(values.size):
+            result[i] = values[i] + vector[i]
+
+
+@loop
+def add_vector_in_place(first, last, x, vector):
+    """x: (n, c), changed; vector: (c,)."""
+    for row in range(first, last):
+        values = x[row]
+        for i in range(values.size):
+            values[i] += vector[i]

@@ -1,0 +1,46 @@
+"""How loops are compiled and spread over the cores."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Callable
+
+import numba
+
+SMALLEST = 1 << 14  # numbers for which a second thread pays
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}  # inf and nan stay
+
+
+def loop(function: Callable) -> Callable:
+    """Compiles a function when it is first called, and keeps what was compiled beside its source or in Numba's cache
+    folder (NUMBA_CACHE_DIR); where neither can be written, each process compiles it again."""
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:
+        return numba.njit(**OPTIONS)(function)
+
+
+def spread(function: Callable, count: int, size: int, *args: Any) -> None:
+    """`function(0, count, *args)`, in parts beside each other.
+
+    Args:
+        function: a loop over a range of rows, which are independent of each other.
+        count: of the rows.
+        size: how many numbers these are in all.
+    """
+    parts = min(_cores(), count) if size >= SMALLEST else 1
+    bounds = [count * part // parts for part in range(parts + 1)]
+    others = [_pool().submit(function, *bounds[part : part + 2], *args) for part in range(1, parts)]
+    function(*bounds[:2], *args)
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, _cores() - 1), thread_name_prefix="loops")
