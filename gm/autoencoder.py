@@ -1,5 +1,6 @@
 """The image autoencoder of Stable Diffusion (Rombach et al. 2022): 8x smaller latents, in the published names."""
 
+from math import prod
 from typing import Callable, List, Optional, Sequence
 
 from mindspore import Tensor, nn, ops
@@ -32,7 +33,7 @@ class ResnetBlock(nn.Cell):
         return self.spatial(x)
 
     def spatial(self, x: Tensor) -> Tensor:
-        return kernels.in_blocks(self.frames, x)
+        return kernels.in_blocks(self.frames, x, 4 * prod(x.shape[1:]))
 
     def frames(self, x: Tensor) -> Tensor:
         h = self.conv1(self.silu(self.norm1(x)))

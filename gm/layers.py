@@ -234,7 +234,7 @@ class FeedForward(nn.Cell):
         self.most_rows = max(1, budget // (2 * inner * 4))
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.features)
+        rows = kernels.reshape(x, (-1, self.features))
         count, size = rows.shape[0], self.most_rows
         if count <= size:
             return self.net[2](self.net[0](x))

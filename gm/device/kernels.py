@@ -184,14 +184,15 @@ def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     return parts[0] if len(parts) == 1 else ops.cat(parts, axis=axis)
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int) -> Tensor:
     """`function(x)` for one that treats each row of axis 0 by itself: some rows at a time, so that whatever it needs on
     the way is needed for these only. All at once where memory is not shared.
 
     Args:
         function: fp32, (n, …) -> (n, …), for any n.
+        row_bytes: of what is large on the way, for one row.
     """
-    return shared_memory.in_blocks(function, x) if sharing else function(x)
+    return shared_memory.in_blocks(function, x, row_bytes) if loops_take(x) else function(x)
 
 
 def rows_between(x: Tensor, first: int, last: int) -> Tensor:

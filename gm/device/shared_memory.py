@@ -33,17 +33,17 @@ def reshape(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
     return Tensor.from_numpy(x.asnumpy().reshape(shape))
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int) -> Tensor:
     """See :func:`gm.device.kernels.in_blocks`."""
-    pixels = x.asnumpy()
-    rows = max(1, BLOCK_BYTES * len(pixels) // pixels.nbytes)
-    if rows >= len(pixels):
+    source = x.asnumpy()
+    rows = max(1, BLOCK_BYTES // row_bytes)
+    if rows >= len(source):
         return function(x)
     result = None
-    for first in range(0, len(pixels), rows):
-        block = function(Tensor.from_numpy(pixels[first : first + rows]))
+    for first in range(0, len(source), rows):
+        block = function(Tensor.from_numpy(source[first : first + rows]))
         if result is None:
-            result = empty((len(pixels),) + block.shape[1:])
+            result = empty((len(source),) + block.shape[1:])
         result[first : first + rows] = block.asnumpy()
     return Tensor.from_numpy(result)
 

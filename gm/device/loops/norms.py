@@ -5,8 +5,8 @@ import numpy as np
 from gm.device.loops.threads import loop
 
 F = np.float32
-BLOCK = 4096  # numbers that are summed in fp32, in eight sums; the blocks' sums are added in double precision
-LANES = 8
+BLOCK = 4096  # numbers that are summed in fp32, lane by lane; the blocks' sums are added in double precision
+LANES = 16  # sums beside each other, for a processor that adds as many numbers at once
 
 
 @loop
