@@ -40,15 +40,18 @@ class Linear(nn.Cell):
         self.bias = Parameter(_uniform((out_features,), in_features, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
         self.matmul = ops.MatMul(transpose_b=True)
+        self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        y = self.matmul(kernels.reshape(x, (-1, self.in_features)), weight)  # … i -> n o
+        if kernels.loops_take(x):
+            return shared_memory.linear(x, weight, bias)
+        y = self.matmul(x.reshape(-1, self.in_features), weight)  # … i -> n o
         if bias is not None:
-            y = kernels.add_bias(y, bias.astype(y.dtype))
-        return kernels.reshape(y, x.shape[:-1] + (self.out_features,))
+            y = self.bias_add(y, bias.astype(y.dtype))
+        return y.reshape(x.shape[:-1] + (self.out_features,))
 
 
 class Conv2d(nn.Cell):

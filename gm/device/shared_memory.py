@@ -7,7 +7,7 @@ stay right.
 """
 
 from functools import lru_cache
-from typing import Callable, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -109,6 +109,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = empty(source.shape)
     spread(norms.layer_norm, len(source), source.size, source, array_of(weight), array_of(bias), eps, out)
     return Tensor.from_numpy(out.reshape(x.shape))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """x · weightᵀ + bias: (…, i), (o, i), (o,) -> (…, o). By NumPy's BLAS, which takes a tenth
+    less than MindSpore's product here."""
+    rows, out_features = array_of(x).reshape(-1, x.shape[-1]), weight.shape[0]
+    out = empty((len(rows), out_features))
+    np.matmul(rows, weight.asnumpy().T, out=out)
+    if bias is not None:
+        spread(sums.add_vector_in_place, len(out), out.size, out, array_of(bias))
+    return Tensor.from_numpy(out.reshape(x.shape[:-1] + (out_features,)))
 
 
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def test_work_by_blocks(monkeypatch, rows):
         return ops.cat((x, -x), axis=1)
 
     with eager():
-        result = kernels.in_blocks(function, Tensor(array)).asnumpy()
+        result = kernels.in_blocks(function, Tensor(array), array[0].nbytes).asnumpy()
     np.testing.assert_array_equal(result, np.concatenate([array, -array], axis=1))
     assert sizes == [rows] * (7 // rows) + [7 % rows] * (7 % rows > 0)
 
