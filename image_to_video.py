@@ -48,7 +48,7 @@ def build_parser() -> CommandParser:
         "--mode",
         type=Optional[Literal[0, 1]],
         default=None,
-        help="of MindSpore: 0 graph (compiles first), 1 PyNative; by default the faster one that memory allows",
+        help="of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU",
     )
     add(
         "--device_target",

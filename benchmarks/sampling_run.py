@@ -30,7 +30,8 @@ def measure(args: argparse.Namespace, start: float) -> None:
     """The run of one contender: the first video from the program's start on, and a second one after it."""
     if args.child == COLD:
         shutil.rmtree(Path(args.folder) / CACHE, ignore_errors=True)
-    os.environ["XDG_CACHE_HOME"] = str(Path(args.folder) / CACHE)  # a cold run fills it for the warm one after it
+    for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):  # a cold run fills it for the warm one after it
+        os.environ[name] = str(Path(args.folder) / CACHE)
     make_video = prepare_diffusers(args) if args.child == PEER else prepare_ours(args)
     make_video()
     first = time.perf_counter() - start

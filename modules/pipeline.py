@@ -14,19 +14,12 @@ from data.image_reader import fit_image
 from data.motion_bucket import MAX_BUCKET
 from gm.checkpoints.checkpoint import file_sha256
 from gm.config import load_model
-from gm.device.memory_limit import free_bytes
 from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.errors import UserError
 from gm.guider import EVERY_SIGMA
 from modules.frame_size import check_frame_size
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 from modules.sampling_choices import choose_sampler
-
-# What graph mode needs on CPU, measured at 14 frames of 128x128 and of 256x256 pixels (8.7 and 10.3 GB), rounded up.
-GRAPH_MODE_BYTES_PER_WEIGHT = 6.0
-GRAPH_MODE_BYTES_PER_FEATURE = 7.5  # features: pixels of all frames times the UNet's channels
-GRAPH_MODE_MOST_FEATURES = 14 * 256 * 256 * 320  # beyond it nobody has measured
-FIRST_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
 
 logger = logging.getLogger(__name__)
 
@@ -161,19 +154,8 @@ class SVDPipeline:
 
     @property
     def preferred_mode(self) -> int:
-        """The faster mode over a run that a machine's memory allows.
-
-        On CPU, graph mode saves more than it costs to compile, but keeps buffers for every operator: where they do not
-        fit, operators run one by one.
-        """
-        if _device() == "Ascend":
-            return GRAPH_MODE
-        shapes = self.engine.network.shapes()
-        features = self.num_frames * self.height * self.width * shapes[FIRST_WEIGHT][0]
-        needed = GRAPH_MODE_BYTES_PER_WEIGHT * sum(map(math.prod, shapes.values()))
-        needed += GRAPH_MODE_BYTES_PER_FEATURE * features
-        fits = features <= GRAPH_MODE_MOST_FEATURES and needed <= free_bytes()
-        return GRAPH_MODE if fits else PYNATIVE_MODE
+        """The mode that makes a video soonest: on Ascend networks are compiled, on CPU operators run one by one."""
+        return GRAPH_MODE if _device() == "Ascend" else PYNATIVE_MODE
 
     @property
     def settings(self) -> Dict[str, Any]:
