@@ -27,7 +27,7 @@ lint: setup-dev
 	$(BIN)/ruff check
 
 bench: setup-dev
-	$(BIN)/python benchmarks/unet_step.py --contenders graph diffusers
+	$(BIN)/python benchmarks/unet_step.py --contenders pynative diffusers
 	$(BIN)/python benchmarks/stages.py --stage=decode
 	$(BIN)/python benchmarks/stages.py --stage=encode
 	$(BIN)/python benchmarks/sampling_run.py

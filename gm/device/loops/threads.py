@@ -43,4 +43,6 @@ def _cores() -> int:
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of these threads
     return ThreadPoolExecutor(max(1, _cores() - 1), thread_name_prefix="loops")

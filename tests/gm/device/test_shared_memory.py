@@ -1,5 +1,8 @@
 """Operators as loops over shared memory: against PyTorch in double precision, over sizes that are no round numbers."""
 
+import os
+import signal
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -158,6 +161,18 @@ def test_rows_are_shared_out_whole(monkeypatch):
 
         threads.spread(function, count, threads.SMALLEST, seen)
         assert (seen == 1).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(threads, "_cores", lambda: 2)
+    threads.spread(lambda first, last: None, 2, threads.SMALLEST)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # kills a process that waits for threads that it has not
+        threads.spread(lambda first, last: None, 2, threads.SMALLEST)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_an_error_in_a_part_is_raised(monkeypatch):
