@@ -5,7 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, initializer
 
 from gm.attention import Attention
-from gm.device import kernels, shared_memory
+from gm.device import kernels
 from gm.device.kernels import add_broadcast
 from gm.layers import Conv2d, LayerNorm, Linear
 
@@ -26,8 +26,6 @@ class SelfAttention(nn.Cell):
         self.in_proj_bias = Parameter(initializer("zeros", (3 * width,), mstype.float32))
         self.out_proj = Linear(width, width)
         self.attention = Attention()
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.bias_add = ops.BiasAdd()
         self.compute_dtype = None
 
     def construct(self, x: Tensor) -> Tensor:
@@ -36,10 +34,7 @@ class SelfAttention(nn.Cell):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if self.compute_dtype is not None:
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        if kernels.loops_take(x):
-            qkv = shared_memory.linear(x, weight, bias)
-        else:
-            qkv = self.bias_add(self.matmul(x.reshape(b * n, c), weight), bias.astype(x.dtype))
+        qkv = kernels.add_bias(kernels.product(x, weight), bias.astype(x.dtype))
         qkv = kernels.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
         qkv = kernels.rows_permuted(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
         out = kernels.swap_axes(self.attention(qkv[0], qkv[1], qkv[2]), 1, 2)  # b h n d -> b n h d

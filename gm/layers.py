@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
 from gm.device import kernels, shared_memory, temporal_filter
-from gm.device.small_conv import LARGEST, SmallConv
+from gm.device.small_conv import SmallConv
 from gm.device.winograd import WinogradConv, worthwhile
 from gm.errors import UserError
 
@@ -39,19 +39,18 @@ class Linear(nn.Cell):
         self.weight = Parameter(_uniform((out_features, in_features), in_features, zero_init))
         self.bias = Parameter(_uniform((out_features,), in_features, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self.compute_dtype is not None:
-            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        if kernels.loops_take(x):
-            return shared_memory.linear(x, weight, bias)
-        y = self.matmul(x.reshape(-1, self.in_features), weight)  # … i -> n o
-        if bias is not None:
-            y = self.bias_add(y, bias.astype(y.dtype))
-        return y.reshape(x.shape[:-1] + (self.out_features,))
+        y = self.product(x)
+        if self.bias is not None:
+            y = kernels.add_bias(y, self.bias.astype(y.dtype))
+        return kernels.reshape(y, x.shape[:-1] + (self.out_features,))
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x @ weightᵀ`, (…, i) -> (n, o)."""
+        if self.compute_dtype is None:
+            return kernels.product(x, self.weight)
+        return kernels.product(x.astype(self.compute_dtype), self.weight.astype(self.compute_dtype))
 
 
 class Conv2d(nn.Cell):
@@ -78,10 +77,9 @@ class Conv2d(nn.Cell):
         self.bias = Parameter(_uniform((out_channels,), fan_in, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
-        plain = (kernel_size, stride, padding) == (3, 1, 1)
-        rewritten = plain and not kernels.has_fused_operators()
-        self.small_conv = SmallConv() if rewritten else None
-        self.winograd = WinogradConv() if rewritten else None
+        rewritten = padding == kernel_size // 2 and not kernels.has_fused_operators()
+        self.small_conv = SmallConv(kernel_size, stride) if rewritten else None
+        self.winograd = WinogradConv() if rewritten and (kernel_size, stride) == (3, 1) else None
 
     def construct(self, x: Tensor) -> Tensor:
         x, weight = self.in_compute_type(x)
@@ -94,7 +92,7 @@ class Conv2d(nn.Cell):
         return x.astype(self.compute_dtype), self.weight.astype(self.compute_dtype)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.small_conv is not None and max(x.shape[2:]) <= LARGEST:
+        if self.small_conv is not None and self.small_conv.takes(x.shape):
             return self.small_conv(x, weight)
         if self.by_tiles(x.shape, x.dtype):
             return self.winograd(x, weight)
@@ -211,10 +209,9 @@ class GEGLU(nn.Cell):
         self.gelu = kernels.GELU()
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        if kernels.loops_take(x):
-            return shared_memory.geglu(x)
-        hidden, gate = ops.chunk(x, 2, axis=-1)
+        if kernels.loops_take(x) and self.proj.compute_dtype is None:
+            return kernels.reshape(shared_memory.geglu(self.proj.product(x), self.proj.bias), x.shape[:-1] + (-1,))
+        hidden, gate = ops.chunk(self.proj(x), 2, axis=-1)
         return hidden * self.gelu(gate)
 
 

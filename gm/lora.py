@@ -47,8 +47,8 @@ class LoRALinear(Linear):
         for layer in (self, self.lora_A, self.lora_B):
             layer.compute_dtype = base.compute_dtype
 
-    def construct(self, x: Tensor) -> Tensor:
-        return super().construct(x) + self.lora_B(self.lora_A(x)) * self.scale
+    def product(self, x: Tensor) -> Tensor:
+        return super().product(x) + self.lora_B.product(self.lora_A.product(x)) * self.scale
 
 
 def add_lora(

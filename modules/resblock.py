@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn
 
-from gm.device.kernels import add_broadcast
+from gm.device.kernels import add_broadcast, add_scaled
 from gm.layers import Conv2d, GroupNorm, Linear, SiLU, TemporalConv
 from modules.blend import AlphaBlender
 from modules.layout import channels_first, frames_first
@@ -68,4 +68,4 @@ class VideoResBlock(nn.Cell):
         h = self.out_layers(h.reshape(frames, channels, height, width))
         x = self.skip_connection(x) + h
         temporal = frames_first(self.time_stack(channels_first(x, num_frames), emb), height, width)
-        return x + temporal * (1 - self.time_mixer()).astype(x.dtype)
+        return add_scaled(x, temporal, 1 - self.time_mixer())

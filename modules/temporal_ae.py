@@ -5,6 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import initializer
 
 from gm.autoencoder import Decoder, ResnetBlock
+from gm.device.kernels import add_scaled
 from gm.layers import Conv2d, TemporalConv, set_identity
 from modules.layout import channels_first, frames_first
 from modules.resblock import TemporalResidual
@@ -27,8 +28,8 @@ class VideoResnetBlock(ResnetBlock):
         x = self.spatial(x)
         height, width = x.shape[2:]
         branch = frames_first(self.time_stack(channels_first(x, num_frames), None), height, width)
-        alpha = ops.sigmoid(self.mix_factor.astype(mstype.float32)).reshape(()).astype(x.dtype)
-        return x + branch * alpha
+        alpha = ops.sigmoid(self.mix_factor.astype(mstype.float32)).reshape(())
+        return add_scaled(x, branch, alpha)
 
 
 class VideoConvOut(Conv2d):

@@ -3,7 +3,7 @@
 from mindspore import Tensor, nn, ops
 
 from gm.attention import CrossAttention
-from gm.device.kernels import add_broadcast
+from gm.device.kernels import add_broadcast, mix
 from gm.layers import FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_embedding, timestep_mlp
 from gm.tokens import from_tokens, to_tokens
 from modules.blend import AlphaBlender
@@ -26,16 +26,16 @@ class SpatialBlock(nn.Cell):
         """x: (b·t, s, c); context: (b, n, c') -> (b·t, s, c)."""
         h = self.norm1(x)
         x = x + self.attn1(h, h)
-        x = x + self.cross_attention(x, context, num_frames)
+        x = self.add_context(x, context, num_frames)
         return x + self.ff(self.norm3(x))
 
-    def cross_attention(self, x: Tensor, context: Tensor, num_frames: int) -> Tensor:
-        if context.shape[1] == 1:
-            out = self.attn2.single_token(context).reshape(-1, 1, 1, x.shape[-1])  # b 1 1 c
-            return merge_frames(ops.broadcast_to(out, (out.shape[0], num_frames, x.shape[1], x.shape[2])))
+    def add_context(self, x: Tensor, context: Tensor, num_frames: int) -> Tensor:
         b, n, c = context.shape
+        if n == 1:
+            out = self.attn2.single_token(context).reshape(b, 1, 1, x.shape[-1])
+            return merge_frames(add_broadcast(split_frames(x, num_frames), out))
         context = merge_frames(ops.broadcast_to(context.reshape(b, 1, n, c), (b, num_frames, n, c)))
-        return self.attn2(self.norm2(x), context)
+        return x + self.attn2(self.norm2(x), context)
 
 
 class TemporalBlock(nn.Cell):
@@ -97,12 +97,12 @@ class SpatialVideoTransformer(nn.Cell):
         frame_ids = ops.arange(num_frames)
         position = self.time_pos_embed(sinusoidal_embedding(frame_ids, self.inner).astype(x.dtype))
         position = position.reshape(1, num_frames, 1, -1)  # t c -> 1 t 1 c
-        alpha = self.time_mixer().astype(x.dtype)
+        alpha = self.time_mixer()
 
         h = self.proj_in(to_tokens(self.norm(x)))  # (b t) s c
         for index in range(len(self.transformer_blocks)):
             spatial = self.transformer_blocks[index](h, context, num_frames)
             spatial = split_frames(spatial, num_frames)  # b t s c
             temporal = self.time_stack[index](add_broadcast(spatial, position.astype(spatial.dtype)), context)
-            h = merge_frames(temporal + alpha * (spatial - temporal))
+            h = merge_frames(mix(spatial, temporal, alpha))
         return x + from_tokens(self.proj_out(h), height, width)

@@ -16,6 +16,7 @@ from gm.device.loops.activations import LOGIT_OF_CDF
 
 _BATCH_NORM_EPS = 1e-5
 _BIAS_ADD = ops.BiasAdd()
+_PRODUCT = ops.MatMul(transpose_b=True)
 _BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
 
 fusing = False  # whether networks are being compiled to fused kernels, see gm.device.kernel_fusion
@@ -110,6 +111,31 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
         bias: (c,), of the same type.
     """
     return shared_memory.add_bias(y, bias) if loops_take(y) else _BIAS_ADD(y, bias)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ with the axes of `x` before the last one merged: (…, i), (o, i) -> (n, o)."""
+    if loops_take(x):
+        return shared_memory.product(x, weight)
+    return _PRODUCT(reshape(x, (-1, x.shape[-1])), weight)
+
+
+def add_scaled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """`x + scale * y` for a number; `y`, which nobody else needs, may be changed.
+
+    Args:
+        scale: shape (), fp32.
+    """
+    return shared_memory.add_scaled(x, y, scale) if loops_take(y) else x + y * scale.astype(y.dtype)
+
+
+def mix(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """`share * x + (1 - share) * y` for a number; `y`, which nobody else needs, may be changed.
+
+    Args:
+        share: shape (), fp32.
+    """
+    return shared_memory.mix(x, y, share) if loops_take(y) else y + share.astype(y.dtype) * (x - y)
 
 
 def silu(x: Tensor) -> Tensor:

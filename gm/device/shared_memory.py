@@ -7,7 +7,7 @@ stay right.
 """
 
 from functools import lru_cache
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -84,13 +84,12 @@ def _elementwise(function: Callable, x: Tensor) -> Tensor:
     return Tensor.from_numpy(out.reshape(x.shape))
 
 
-def geglu(x: Tensor) -> Tensor:
-    """(…, 2c) -> (…, c)."""
-    c = x.shape[-1] // 2
-    source = array_of(x).reshape(-1, 2 * c)
+def geglu(x: Tensor, bias: Tensor) -> Tensor:
+    """(n, 2c), (2c,) -> (n, c)."""
+    source, c = array_of(x), x.shape[1] // 2
     out = empty((len(source), c))
-    spread(activations.geglu, len(source), source.size, source, out)
-    return Tensor.from_numpy(out.reshape(x.shape[:-1] + (c,)))
+    spread(activations.geglu, len(source), source.size, source, array_of(bias), out)
+    return Tensor.from_numpy(out)
 
 
 def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -111,15 +110,26 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return Tensor.from_numpy(out.reshape(x.shape))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """x · weightᵀ + bias: (…, i), (o, i), (o,) -> (…, o). By NumPy's BLAS, which takes a tenth
-    less than MindSpore's product here."""
-    rows, out_features = array_of(x).reshape(-1, x.shape[-1]), weight.shape[0]
-    out = empty((len(rows), out_features))
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """See :func:`gm.device.kernels.product`. NumPy's BLAS takes a tenth less than MindSpore's product here."""
+    rows = array_of(x).reshape(-1, x.shape[-1])
+    out = empty((len(rows), weight.shape[0]))
     np.matmul(rows, weight.asnumpy().T, out=out)
-    if bias is not None:
-        spread(sums.add_vector_in_place, len(out), out.size, out, array_of(bias))
-    return Tensor.from_numpy(out.reshape(x.shape[:-1] + (out_features,)))
+    return Tensor.from_numpy(out)
+
+
+def add_scaled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """See :func:`gm.device.kernels.add_scaled`: into the memory of `y`."""
+    values = array_of(y)
+    spread(sums.add_to_scaled, y.size, y.size, array_of(x).reshape(-1), values.reshape(-1), np.float32(scale.asnumpy()))
+    return Tensor.from_numpy(values)
+
+
+def mix(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """See :func:`gm.device.kernels.mix`: into the memory of `y`."""
+    values = array_of(y)
+    spread(sums.mix_in, y.size, y.size, array_of(x).reshape(-1), values.reshape(-1), np.float32(share.asnumpy()))
+    return Tensor.from_numpy(values)
 
 
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class WinogradConv(nn.Cell):
         outputs = max(1, LOOP_BYTES // (PLACES * 4 * c))
         tiles = None
         for out in range(0, len(kernel), outputs):
-            taps, channels = kernel[out : out + outputs].reshape(-1, c, 9), result[:, out : out + outputs]
+            taps = kernel[out : out + outputs].reshape(-1, c, 9)
             weights = shared_memory.empty((PLACES, len(taps), c))
             spread(minimal_filter.to_weights, len(taps), weights.size, taps, weights)
             for top in range(0, count, rows):
@@ -85,7 +85,7 @@ class WinogradConv(nn.Cell):
                     tiles = shared_memory.empty((PLACES, c, min(rows, count - top) * across))
                     spread(minimal_filter.to_tiles, c, tiles.size, pixels, self.scale, top, tiles)
                 products = self.matmul(Tensor.from_numpy(weights), Tensor.from_numpy(tiles)).asnumpy()
-                spread(minimal_filter.to_pixels, len(taps), products.size, products, top, channels)
+                spread(minimal_filter.to_pixels, len(taps), products.size, products, top, result, out)
         return Tensor.from_numpy(result)
 
     def transformed(self, weight: Tensor, x: Tensor) -> Tensor:

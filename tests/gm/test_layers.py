@@ -6,6 +6,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
+from gm.device.runtime import eager
 from gm.errors import UserError
 from gm.layers import Conv2d, TemporalConv, set_identity, set_norm_groups
 from modules.unet3d import VideoUNet
@@ -34,13 +35,20 @@ def test_a_convolution_that_starts_as_the_identity(conv):
     np.testing.assert_array_equal(conv(x).asnumpy(), x.asnumpy())
 
 
-@pytest.mark.parametrize("height", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_a_convolution_of_few_pixels(height, width):
-    conv = Conv2d(6, 5, 3, padding=1)
+@pytest.mark.parametrize("mode", ["plain", "eager"])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize("height", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_a_convolution_of_few_pixels(height, width, size, stride, mode):
+    conv = Conv2d(6, 5, size, stride=stride, padding=size // 2)
+    assert conv.small_conv.takes((3, 6, height, width)) == (max(height, width) <= 3 * stride)
     x = np.random.default_rng(0).standard_normal((3, 6, height, width)).astype(np.float32)
     weight, bias = (torch.tensor(parameter.asnumpy(), requires_grad=True) for parameter in (conv.weight, conv.bias))
-    expected = torch.nn.functional.conv2d(torch.from_numpy(x), weight, bias, padding=1)
+    expected = torch.nn.functional.conv2d(torch.from_numpy(x), weight, bias, stride, padding=size // 2)
+    if mode == "eager":
+        with eager():
+            np.testing.assert_allclose(conv(Tensor(x)).asnumpy(), expected.detach().numpy(), atol=2e-6)
+        return
     expected.square().sum().backward()
     np.testing.assert_allclose(conv(Tensor(x)).asnumpy(), expected.detach().numpy(), atol=2e-6)
     gradient = ms.grad(lambda x: conv(x).square().sum(), None, weights=conv.weight)(Tensor(x)).asnumpy()

@@ -74,10 +74,11 @@ def gelu(first, last, x, out):
 
 
 @loop
-def geglu(first, last, x, out):
-    """h·gelu(g): x: (n, 2c), h before g; out: (n, c)."""
+def geglu(first, last, x, bias, out):
+    """h·gelu(g): x: (n, 2c), h before g, still without their bias; bias: (2c,); out: (n, c)."""
     c = out.shape[1]
+    hidden_bias, gate_bias = bias[:c], bias[c:]
     for row in range(first, last):
         hidden, gate, result = x[row, :c], x[row, c:], out[row]
         for i in range(c):
-            result[i] = hidden[i] * gelu_of(gate[i])
+            result[i] = (hidden[i] + hidden_bias[i]) * gelu_of(gate[i] + gate_bias[i])

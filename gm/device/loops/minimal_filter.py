@@ -136,82 +136,101 @@ def to_frames(first, last, tiles, start, stop, out):
 
 @loop
 def to_tiles(first, last, x, scale, top, tiles):
-    """Pixels to tiles, channel by channel.
+    """Pixels to tiles, channel by channel: all tiles of a column beside each other, for loops over many of them.
 
     Args:
         first, last: channels.
         x: (n, c, h, w).
         scale: 2 if each pixel stands for 2x2.
         top: the first row of tiles, counted through all frames.
-        tiles: (36, c, rows·across), changed: as many rows of tiles from there on.
+        tiles: (36, c, across·rows), changed: as many rows of tiles from there on, column by column.
     """
     height, width = x.shape[2] * scale, x.shape[3] * scale
-    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
-    nothing = np.zeros(x.shape[3], F)
-    edges = np.zeros((SIDE, TILE * across + 2), F)  # a row of tiles, transformed downwards, between zeros
+    across = (width + TILE - 1) // TILE
+    rows = tiles.shape[2] // across
+    frames, lines = rows_of_tiles(top, rows, height)
+    columns = TILE * across + 2
+    pixels = np.zeros((SIDE, columns, rows), F)  # under each row of tiles, between zeros
+    edges = np.empty((SIDE, columns, rows), F)  # the same, transformed downwards
+    pixels_flat, edges_flat = pixels.reshape(SIDE, -1), edges.reshape(SIDE, -1)
     for channel in range(first, last):
-        for row in range(tiles.shape[2] // across):
-            frame, y = (top + row) // down, (top + row) % down * TILE - 1
-            plane = x[frame, channel]
-            d0 = plane[y // scale] if y >= 0 else nothing
-            d1 = plane[(y + 1) // scale]
-            d2 = plane[(y + 2) // scale] if y + 2 < height else nothing
-            d3 = plane[(y + 3) // scale] if y + 3 < height else nothing
-            d4 = plane[(y + 4) // scale] if y + 4 < height else nothing
-            d5 = plane[(y + 5) // scale] if y + 5 < height else nothing
-            e0, e1, e2, e3, e4, e5 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5]
-            if scale == 1:
-                for i in range(x.shape[3]):
-                    v0, v1, v2, v3, v4, v5 = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
-                    e0[i + 1], e1[i + 1], e2[i + 1], e3[i + 1], e4[i + 1], e5[i + 1] = v0, v1, v2, v3, v4, v5
-            else:
-                for i in range(x.shape[3]):
-                    v0, v1, v2, v3, v4, v5 = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
-                    j = 2 * i + 1
-                    e0[j], e1[j], e2[j], e3[j], e4[j], e5[j] = v0, v1, v2, v3, v4, v5
-                    e0[j + 1], e1[j + 1], e2[j + 1], e3[j + 1], e4[j + 1], e5[j + 1] = v0, v1, v2, v3, v4, v5
+        for row in range(rows):
             for side in range(SIDE):
-                d, places = edges[side], tiles[side * SIDE :, channel, row * across : (row + 1) * across]
-                t0, t1, t2, t3, t4, t5 = places[0], places[1], places[2], places[3], places[4], places[5]
-                for i in range(across):
-                    j = TILE * i
-                    t0[i], t1[i], t2[i], t3[i], t4[i], t5[i] = to_points(
-                        d[j], d[j + 1], d[j + 2], d[j + 3], d[j + 4], d[j + 5]
-                    )
+                y, under = lines[row] + side - 1, pixels[side]
+                if 0 <= y < height:
+                    line = x[frames[row], channel, y // scale]
+                    if scale == 1:
+                        for i in range(x.shape[3]):
+                            under[i + 1, row] = line[i]
+                    else:
+                        for i in range(x.shape[3]):
+                            under[2 * i + 1, row] = under[2 * i + 2, row] = line[i]
+                else:
+                    for i in range(width):
+                        under[i + 1, row] = F(0)
+        to_points_of_rows(pixels_flat, edges_flat)
+        for side in range(SIDE):
+            for column in range(across):
+                start = column * rows
+                places = tiles[side * SIDE : (side + 1) * SIDE, channel, start : start + rows]
+                to_points_of_rows(edges[side, TILE * column : TILE * column + SIDE], places)
 
 
 @loop
-def to_pixels(first, last, tiles, top, out):
+def to_pixels(first, last, tiles, top, out, offset):
     """Tiles to pixels, channel by channel.
 
     Args:
         first, last: channels of `tiles`.
-        tiles: (36, o, rows·across).
+        tiles: (36, o, across·rows), as :func:`to_tiles` makes them.
         top: the first row of tiles, counted through all frames.
-        out: (n, o, h, w), changed where these tiles lie.
+        out: (n, …, h, w), changed where these tiles lie.
+        offset: the channel of `out` that is the first of `tiles`.
     """
     height, width = out.shape[2:]
-    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
-    halfway = np.empty((TILE, SIDE, across), F)  # a row of tiles, transformed downwards
-    line = np.empty(TILE * across, F)
+    across = (width + TILE - 1) // TILE
+    rows = tiles.shape[2] // across
+    frames, lines = rows_of_tiles(top, rows, height)
+    halfway = np.empty((TILE, SIDE, rows), F)  # a column of tiles, transformed downwards
+    pixels = np.empty((TILE, rows), F)
     for channel in range(first, last):
-        for row in range(tiles.shape[2] // across):
-            start, end = row * across, (row + 1) * across
+        for column in range(across):
+            start, x = column * rows, column * TILE
             for side in range(SIDE):
-                places = tiles[side::SIDE, channel, start:end]
-                m0, m1, m2, m3, m4, m5 = places[0], places[1], places[2], places[3], places[4], places[5]
-                h0, h1, h2, h3 = halfway[0, side], halfway[1, side], halfway[2, side], halfway[3, side]
-                for i in range(across):
-                    h0[i], h1[i], h2[i], h3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])
-            frame, y = (top + row) // down, (top + row) % down * TILE
-            for line_of_tile in range(min(TILE, height - y)):
-                m = halfway[line_of_tile]
-                m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
-                for i in range(across):
-                    j = TILE * i
-                    line[j], line[j + 1], line[j + 2], line[j + 3] = from_points(
-                        m0[i], m1[i], m2[i], m3[i], m4[i], m5[i]
-                    )
-                result = out[frame, channel, y + line_of_tile]
-                for i in range(width):
-                    result[i] = line[i]
+                from_points_of_rows(tiles[side::SIDE, channel, start : start + rows], halfway[:, side])
+            for line in range(TILE):
+                from_points_of_rows(halfway[line], pixels)
+                for row in range(rows):
+                    frame, y = frames[row], lines[row] + line
+                    if y >= height:
+                        continue
+                    for i in range(min(TILE, width - x)):
+                        out[frame, offset + channel, y, x + i] = pixels[i, row]
+
+
+@loop
+def rows_of_tiles(top, count, height):
+    """For rows of tiles from `top` on, counted through all frames: the frame of each, and its first line in there."""
+    down = (height + TILE - 1) // TILE
+    frames, lines = np.empty(count, np.int64), np.empty(count, np.int64)
+    for row in range(count):
+        frames[row], lines[row] = (top + row) // down, (top + row) % down * TILE
+    return frames, lines
+
+
+@loop
+def to_points_of_rows(d, v):
+    """:func:`to_points` of six rows, (6, n) -> (6, n)."""
+    d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
+    v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
+    for i in range(d.shape[1]):
+        v0[i], v1[i], v2[i], v3[i], v4[i], v5[i] = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
+
+
+@loop
+def from_points_of_rows(m, y):
+    """:func:`from_points` of six rows, (6, n) -> (4, n)."""
+    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
+    y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+    for i in range(m.shape[1]):
+        y0[i], y1[i], y2[i], y3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])

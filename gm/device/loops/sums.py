@@ -1,4 +1,4 @@
-"""Sums with what is broadcast: a number or a vector to each row."""
+"""Sums: with what is broadcast, a number or a vector to each row, and with one number that scales a summand."""
 
 from gm.device.loops.threads import loop
 
@@ -37,3 +37,19 @@ def add_vector_in_place(first, last, x, vector):
         values = x[row]
         for i in range(values.size):
             values[i] += vector[i]
+
+
+@loop
+def add_to_scaled(first, last, x, y, scale):
+    """x + scale·y: x: (n,); y: (n,), changed to it."""
+    term, values = x[first:last], y[first:last]
+    for i in range(values.size):
+        values[i] = term[i] + scale * values[i]
+
+
+@loop
+def mix_in(first, last, x, y, share):
+    """y + share·(x - y): x: (n,); y: (n,), changed to it."""
+    other, values = x[first:last], y[first:last]
+    for i in range(values.size):
+        values[i] += share * (other[i] - values[i])

@@ -70,6 +70,16 @@ def test_gated_feed_forward(rows):
     assert_close(layer(Tensor(x)), hidden * functional.gelu(gate))
 
 
+@pytest.mark.parametrize("shape", [LARGE, SMALL])
+def test_sums_with_a_scaled_summand(shape):
+    x, y, scale = numbers(*shape), numbers(*shape, seed=1), np.float32(0.3)
+    (dx, dy), before = exact(x, y), x.copy()
+    assert_close(kernels.add_scaled(Tensor(x), Tensor(y), Tensor(scale)), dx + float(scale) * dy)
+    y = numbers(*shape, seed=1)
+    assert_close(kernels.mix(Tensor(x), Tensor(y), Tensor(scale)), float(scale) * dx + (1 - float(scale)) * dy)
+    np.testing.assert_array_equal(x, before)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(700, 12), (2, 3, 12), (12,)])
 def test_linear(shape, bias):
