@@ -132,6 +132,16 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     return pipeline
 
 
+def published_pipeline(checkpoint: Path) -> StableVideoDiffusionPipeline:
+    """The whole pipeline at full size, with the published Euler sampler."""
+    networks = load_vae(checkpoint), load_image_encoder(checkpoint), load_unet(checkpoint)
+    size = VIT_H_14["image_size"]
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    pipeline = StableVideoDiffusionPipeline(*networks, EulerDiscreteScheduler.from_config(SCHEDULER), processor)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def _norm_groups(groups: int) -> ContextManager:
     """Inside, group norms have so many groups, whatever diffusers, where the number is fixed, asks for."""
     group_norm = torch.nn.GroupNorm
