@@ -38,15 +38,15 @@ class Question(NamedTuple):
 
 QUESTIONS = {
     "frames": Question(
-        "unet_step.py", "graph", "frames", ("2", "4", "8", "14", "25"), ("--size=128x128",),
+        "unet_step.py", "pynative", "frames", ("2", "4", "8", "14", "25"), ("--size=128x128",),
         "UNet step, 128x128 pixels, guidance on", "frames",
     ),
     "pixels": Question(
-        "unet_step.py", "graph", "size", ("64x64", "128x128", "192x192", "256x256"), ("--frames=14",),
+        "unet_step.py", "pynative", "size", ("64x64", "128x128", "192x192", "256x256"), ("--frames=14",),
         "UNet step, 14 frames, guidance on", "pixels of a frame",
     ),
     "clips": Question(
-        "unet_step.py", "graph", "clips", ("1", "2", "4"), ("--size=64x64", "--frames=14"),
+        "unet_step.py", "pynative", "clips", ("1", "2", "4"), ("--size=64x64", "--frames=14"),
         "UNet step, 14 frames of 64x64 pixels, guidance on", "clips in a batch",
     ),
     "chunk": Question(
@@ -67,7 +67,7 @@ def measure(question: Question, path: Path, args: argparse.Namespace) -> Record:
         names = [name for name in (question.ours, PEER) if name not in known]
         runs = harness.alternate({name: [script, f"--child={name}", *flags] for name in names}, repeats=1)
         record[point] = {**known, **{name: results[0] for name, results in runs.items()}}
-        path.write_text(json.dumps({**about, "points": record}, indent=1) + "\n")
+        harness.write_json(path, {**about, "points": record})
     return record
 
 

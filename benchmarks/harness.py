@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
+from gm.files import atomic_file
+
 Result = Dict[str, float]
 PROJECT = Path(__file__).resolve().parents[1]
 PARENT_FLAGS = ("repeats", "out", "contenders", "child")
@@ -139,8 +141,14 @@ def save(
             figures["of_matmul_rate"] = flops[name] / figures["step_s"] / question["matmul_flops_per_s"]
     record = {"question": dict(question), "machine": machine(), "medians": medians, "runs": results}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path, record)
     sys.stdout.write(table(medians) + f"\n{path}\n")
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a file that is whole or as it was before."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def matmul_rate(size: int = 4096, repeats: int = 5) -> float:
