@@ -11,11 +11,12 @@ from typing import Callable, Sequence, Tuple
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
 
-from gm.device import shared_memory
+from gm.device import graph_loops, shared_memory
 from gm.device.loops.activations import LOGIT_OF_CDF
 
 _BATCH_NORM_EPS = 1e-5
 _BIAS_ADD = ops.BiasAdd()
+_BIAS_ADD_BY_LOOP = graph_loops.BiasAdd()
 _PRODUCT = ops.MatMul(transpose_b=True)
 _BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
 
@@ -100,7 +101,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     variance = ops.matmul(rows * rows, average) - mean * mean
     rstd = ops.rsqrt(variance + eps)
     normed = scale_shift(rows, rstd.reshape(-1), (-mean * rstd).reshape(-1))
-    return _BIAS_ADD(normed * weight, bias).reshape(x.shape)
+    return add_bias(normed * weight, bias).reshape(x.shape)
 
 
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:
@@ -110,7 +111,9 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
         y: (n, c, …).
         bias: (c,), of the same type.
     """
-    return shared_memory.add_bias(y, bias) if loops_take(y) else _BIAS_ADD(y, bias)
+    if loops_take(y):
+        return shared_memory.add_bias(y, bias)
+    return _BIAS_ADD_BY_LOOP(y, bias) if graph_loops.active and y.dtype == ms.float32 else _BIAS_ADD(y, bias)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from gm.device.graph_loops import loops_in_graphs
 from gm.device.kernel_fusion import fused_kernels_inside
 from gm.training.distributed import Communicator
 from gm.training.ema import WeightAverage
@@ -140,7 +141,7 @@ class TrainStep:
     def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
         while True:
-            with self._compiling():
+            with loops_in_graphs(), self._compiling():
                 gradients, result = self._mean_gradients(batches)
                 if result.updated:
                     self._update(gradients, result.grad_norm, lr)

@@ -1,5 +1,7 @@
 """Sums: with what is broadcast, a number or a vector to each row, and with one number that scales a summand."""
 
+import numpy as np
+
 from gm.device.loops.threads import loop
 
 
@@ -53,3 +55,27 @@ def mix_in(first, last, x, y, share):
     other, values = x[first:last], y[first:last]
     for i in range(values.size):
         values[i] += share * (other[i] - values[i])
+
+
+@loop
+def over_rows(first, last, x, out):
+    """The columns' sums: x: (n, c); out: (c,), changed from `first` to `last`."""
+    totals = np.zeros(last - first)
+    for row in range(len(x)):
+        values = x[row, first:last]
+        for i in range(totals.size):
+            totals[i] += values[i]
+    out[first:last] = totals
+
+
+@loop
+def over_pictures(first, last, x, out):
+    """The channels' sums: x: (b, c, n); out: (c,), changed from `first` to `last`."""
+    totals = np.empty(x.shape[2])
+    for channel in range(first, last):
+        totals[:] = 0.0
+        for picture in range(len(x)):
+            values = x[picture, channel]
+            for i in range(totals.size):
+                totals[i] += values[i]
+        out[channel] = totals.sum()

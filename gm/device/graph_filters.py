@@ -1,0 +1,153 @@
+"""Minimal filtering (:mod:`gm.device.winograd`) in compiled networks with gradients, on CPU.
+
+The ways to tiles and back are linear: as operators of a graph they are loops, and their gradients the adjoint loops.
+The products between them, and their gradients, are the graph's own. Pictures and clips are whole tiles.
+"""
+
+from typing import Sequence, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from gm.device import graph_loops
+from gm.device.graph_loops import LinearLoop
+from gm.device.loops import minimal_filter, minimal_filter_adjoint
+from gm.device.loops.minimal_filter import SIDE, TILE
+from gm.device.loops.threads import spread
+
+PLACES = SIDE**2
+LEAST_CHANNELS = 48
+MOST_WEIGHTS = 1 << 16  # pairs of channels: tiled weights are held until the gradients are there
+Shape = Sequence[int]
+
+
+def filters_take(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution, (n, i, h, w) by (o, i, 3, 3) or (b, i, t, n) by (o, i, 3, 1), is one of these here, where
+    that is faster: over many channels, whole tiles of them, and of a small network, for the memory's sake."""
+    o, i, _, across = weight.shape
+    n, _, h, w = x.shape
+    if not graph_loops.active or x.dtype != ms.float32 or min(o, i) < LEAST_CHANNELS or o * i > MOST_WEIGHTS:
+        return False
+    if across == 1:
+        return h % TILE == 0
+    return h % TILE == 0 and w % TILE == 0 and 2 * n * h * w >= TILE**2 * max(o, i)
+
+
+class FilterByTiles(nn.Cell):
+    """A 3x3 convolution of stride 1 with one pixel of zero padding, in fp32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_tiles = LinearLoop(_to_tiles, _from_tiles, _tiles_of_pixels, _pixels_of_tiles)
+        self.to_weights = LinearLoop(_to_weights, _from_weights, _tiles_of_weights, _weights_of_tiles)
+        self.to_pixels = LinearLoop(_to_pixels, _from_pixels, _pixels_of_tiles, _tiles_of_pixels)
+        self.matmul = ops.BatchMatMul()
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x: (n, i, h, w), h and w multiples of 4; weight: (o, i, 3, 3) -> (n, o, h, w)."""
+        tiles = self.to_tiles(x)
+        places, channels = tiles.shape[:2]
+        products = self.matmul(self.to_weights(weight), tiles.reshape(places, channels, -1))
+        return self.to_pixels(products.reshape((places, weight.shape[0]) + tiles.shape[2:]))
+
+
+class FilterOverTime(FilterByTiles):
+    """A (3, 1) convolution with one frame of zero padding at each end, in fp32.
+
+    x: (b, i, t, n), t a multiple of 4; weight: (o, i, 3, 1) -> (b, o, t, n).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_tiles = LinearLoop(_to_time_tiles, _from_time_tiles, _tiles_of_frames, _frames_of_tiles)
+        self.to_weights = LinearLoop(_to_time_weights, _from_time_weights, _tiles_of_spans, _spans_of_tiles)
+        self.to_pixels = LinearLoop(_to_frames, _from_frames, _frames_of_tiles, _tiles_of_frames)
+
+
+def _tiles_of_pixels(shape: Shape) -> Tuple[int, ...]:
+    n, c, h, w = shape
+    return PLACES, c, w // TILE, n, h // TILE
+
+
+def _pixels_of_tiles(shape: Shape) -> Tuple[int, ...]:
+    _, c, across, n, down = shape
+    return n, c, down * TILE, across * TILE
+
+
+def _tiles_of_weights(shape: Shape) -> Tuple[int, ...]:
+    return PLACES, shape[0], shape[1]
+
+
+def _weights_of_tiles(shape: Shape) -> Tuple[int, ...]:
+    return shape[1], shape[2], 3, 3
+
+
+def _tiles_of_frames(shape: Shape) -> Tuple[int, ...]:
+    b, c, t, n = shape
+    return SIDE, c, b, t // TILE, n
+
+
+def _frames_of_tiles(shape: Shape) -> Tuple[int, ...]:
+    _, c, b, along, n = shape
+    return b, c, along * TILE, n
+
+
+def _tiles_of_spans(shape: Shape) -> Tuple[int, ...]:
+    return SIDE, shape[0], shape[1]
+
+
+def _spans_of_tiles(shape: Shape) -> Tuple[int, ...]:
+    return shape[1], shape[2], 3, 1
+
+
+def _flat(tiles: np.ndarray) -> np.ndarray:
+    return tiles.reshape(tiles.shape[:2] + (-1,))
+
+
+def _to_tiles(x: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.to_tiles, x.shape[1], out.size, x, 1, 0, _flat(out))
+
+
+def _from_tiles(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.from_tiles, out.shape[1], tiles.size, _flat(tiles), out)
+
+
+def _to_pixels(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.to_pixels, out.shape[1], tiles.size, _flat(tiles), 0, out, 0)
+
+
+def _from_pixels(x: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.from_pixels, x.shape[1], out.size, x, _flat(out))
+
+
+def _to_weights(weight: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.to_weights, len(weight), out.size, weight.reshape(weight.shape[:2] + (9,)), out)
+
+
+def _from_weights(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.from_weights, len(out), tiles.size, tiles, out.reshape(out.shape[:2] + (9,)))
+
+
+def _to_time_tiles(x: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.frames_to_tiles, x.shape[1], out.size, x, 0, x.shape[3], _flat(out))
+
+
+def _from_time_tiles(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.tiles_to_frames, out.shape[1], tiles.size, _flat(tiles), out)
+
+
+def _to_frames(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.to_frames, out.shape[1], tiles.size, _flat(tiles), 0, out.shape[3], out)
+
+
+def _from_frames(x: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.from_frames, x.shape[1], out.size, x, _flat(out))
+
+
+def _to_time_weights(weight: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter.to_temporal_weights, len(weight), out.size, weight.reshape(weight.shape[:2] + (3,)), out)
+
+
+def _from_time_weights(tiles: np.ndarray, out: np.ndarray) -> None:
+    spread(minimal_filter_adjoint.from_temporal_weights, len(out), tiles.size, tiles, out.reshape(out.shape[:2] + (3,)))

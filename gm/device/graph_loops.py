@@ -1,0 +1,105 @@
+"""Loops (:mod:`gm.device.loops`) as operators of a compiled network, on CPU, for training.
+
+They are called from the graph with the operands' own memory; MindSpore copies what they return.
+"""
+
+import threading
+from contextlib import contextmanager
+from functools import cache
+from typing import Callable, Iterator, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from gm.device.loops import sums
+from gm.device.loops.threads import spread
+
+Shape = Sequence[int]
+
+active = False  # whether networks are being compiled with such operators
+_thread = threading.local()
+
+
+@contextmanager
+def loops_in_graphs() -> Iterator[None]:
+    """Networks that are compiled inside the block have such operators where these are faster, on CPU."""
+    global active
+    before, active = active, ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
+    try:
+        yield
+    finally:
+        active = before
+
+
+@cache
+def operator(function: Callable, out_shape: Callable) -> ops.Custom:
+    """An operator of one fp32 tensor.
+
+    Args:
+        function: of an array and of the array of the result, which it fills.
+        out_shape: the result's shape from the input's.
+    """
+
+    def run(x: np.ndarray) -> np.ndarray:
+        out = _memory(out_shape(x.shape))
+        function(x, out)
+        return out
+
+    return ops.Custom(run, lambda shape: list(out_shape(shape)), lambda dtype: dtype, func_type="pyfunc")
+
+
+def _memory(shape: Shape) -> np.ndarray:
+    """For a result, until this thread's next one: it is copied at once."""
+    size = int(np.prod(shape))
+    if size > getattr(_thread, "memory", np.empty(0)).size:
+        _thread.memory = np.empty(size, np.float32)
+    return _thread.memory[:size].reshape(shape)
+
+
+class LinearLoop(nn.Cell):
+    """A linear map of one tensor as a loop, with the adjoint loop as its gradient.
+
+    Args:
+        loop, adjoint: functions of an array and of the array of the result, which they fill.
+        out_shape, in_shape: the result's shape from the input's, and the other way round.
+    """
+
+    def __init__(self, loop: Callable, adjoint: Callable, out_shape: Callable, in_shape: Callable) -> None:
+        super().__init__()
+        self.loop, self.adjoint = operator(loop, out_shape), operator(adjoint, in_shape)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Any shape that the loop takes, fp32."""
+        return self.loop(x)
+
+    def bprop(self, x, out, dout):
+        """The gradient of `x` from that of the result."""
+        return (self.adjoint(dout),)
+
+
+class BiasAdd(nn.Cell):
+    """One number added to each place of axis 1, with the bias' gradient as a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add, self.sum = ops.BiasAdd(), operator(_sum_over_all_but_axis_1, _size_of_axis_1)
+
+    def construct(self, y: Tensor, bias: Tensor) -> Tensor:
+        """y: (n, c, …); bias: (c,), both fp32 -> (n, c, …)."""
+        return self.add(y, bias)
+
+    def bprop(self, y, bias, out, dout):
+        """The gradients of `y` and of `bias` from that of the result."""
+        return dout, self.sum(dout)
+
+
+def _size_of_axis_1(shape: Shape) -> Sequence[int]:
+    return (shape[1],)
+
+
+def _sum_over_all_but_axis_1(x: np.ndarray, out: np.ndarray) -> None:
+    if x.ndim == 2:
+        spread(sums.over_rows, out.size, x.size, x, out)
+    else:
+        spread(sums.over_pictures, out.size, x.size, x.reshape(x.shape[:2] + (-1,)), out)

@@ -1,0 +1,218 @@
+"""The adjoints of :mod:`gm.device.loops.minimal_filter`'s loops: what takes gradients back through each of them."""
+
+import numpy as np
+
+from gm.device.loops.minimal_filter import (
+    OF_ORIGIN,
+    OF_P,
+    OF_Q,
+    P1,
+    P2,
+    P3,
+    PRODUCT,
+    Q1,
+    Q2,
+    Q3,
+    SIDE,
+    SUM,
+    TILE,
+    F,
+    rows_of_tiles,
+)
+from gm.device.loops.threads import loop
+
+
+@loop
+def from_points(v0, v1, v2, v3, v4, v5):
+    """B v, for :func:`gm.device.loops.minimal_filter.to_points`."""
+    even_p, odd_p = v1 + v2, P1 * (v1 - v2)
+    even_q, odd_q = v3 + v4, Q1 * (v3 - v4)
+    d0 = PRODUCT * v0
+    d1 = PRODUCT * v5 - Q2 * odd_p - P2 * odd_q
+    d2 = -SUM * v0 - Q2 * even_p - P2 * even_q
+    d3 = odd_p + odd_q - SUM * v5
+    return d0, d1, d2, d3, v0 + even_p + even_q, v5
+
+
+@loop
+def to_points(y0, y1, y2, y3):
+    """A y, for :func:`gm.device.loops.minimal_filter.from_points`."""
+    even_p, odd_p = y0 + P2 * y2, P1 * y1 + P3 * y3
+    even_q, odd_q = y0 + Q2 * y2, Q1 * y1 + Q3 * y3
+    return y0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y3
+
+
+@loop
+def weights_from_points(u0, u1, u2, u3, u4, u5):
+    """Gᵀ u, for :func:`gm.device.loops.minimal_filter.weights_to_points`."""
+    even_p, odd_p = OF_P * (u1 + u2), OF_P * (u1 - u2)
+    even_q, odd_q = OF_Q * (u3 + u4), OF_Q * (u3 - u4)
+    return OF_ORIGIN * u0 + even_p + even_q, P1 * odd_p + Q1 * odd_q, P2 * even_p + Q2 * even_q + u5
+
+
+@loop
+def from_weights(first, last, tiles, out):
+    """Kernels as tiles to 3x3: tiles: (36, o, i); out: (o, i, 9)."""
+    channels = tiles.shape[2]
+    taps, halfway = np.empty((9, channels), F), np.empty((SIDE, 3, channels), F)
+    for o in range(first, last):
+        for side in range(SIDE):
+            u = tiles[side * SIDE :, o]
+            u0, u1, u2, u3, u4, u5 = u[0], u[1], u[2], u[3], u[4], u[5]
+            g0, g1, g2 = halfway[side, 0], halfway[side, 1], halfway[side, 2]
+            for i in range(channels):
+                g0[i], g1[i], g2[i] = weights_from_points(u0[i], u1[i], u2[i], u3[i], u4[i], u5[i])
+        for column in range(3):
+            h = halfway[:, column]
+            h0, h1, h2, h3, h4, h5 = h[0], h[1], h[2], h[3], h[4], h[5]
+            g0, g1, g2 = taps[column], taps[column + 3], taps[column + 6]
+            for i in range(channels):
+                g0[i], g1[i], g2[i] = weights_from_points(h0[i], h1[i], h2[i], h3[i], h4[i], h5[i])
+        kernel = out[o]
+        for i in range(channels):
+            for tap in range(9):
+                kernel[i, tap] = taps[tap, i]
+
+
+@loop
+def from_temporal_weights(first, last, tiles, out):
+    """Kernels of three frames as tiles back: tiles: (6, o, i); out: (o, i, 3)."""
+    for o in range(first, last):
+        g = out[o]
+        u0, u1, u2, u3, u4, u5 = tiles[0, o], tiles[1, o], tiles[2, o], tiles[3, o], tiles[4, o], tiles[5, o]
+        for i in range(g.shape[0]):
+            g[i, 0], g[i, 1], g[i, 2] = weights_from_points(u0[i], u1[i], u2[i], u3[i], u4[i], u5[i])
+
+
+@loop
+def from_tiles(first, last, tiles, out):
+    """Tiles to the sums of what each pixel is in, channel by channel.
+
+    Args:
+        first, last: channels.
+        tiles: (36, c, w/4·n·h/4), column by column of tiles.
+        out: (n, c, h, w), changed.
+    """
+    frames, _, height, width = out.shape
+    across = width // TILE
+    rows = tiles.shape[2] // across
+    which, lines = rows_of_tiles(0, rows, height)
+    edges = np.empty((SIDE, width + 2, rows), F)
+    pixels = np.empty((SIDE, width + 2, rows), F)
+    part = np.empty((SIDE, rows), F)
+    edges_flat, pixels_flat = edges.reshape(SIDE, -1), pixels.reshape(SIDE, -1)
+    for channel in range(first, last):
+        for side in range(SIDE):
+            for column in range(across):
+                start = column * rows
+                from_points_of_rows(tiles[side * SIDE : (side + 1) * SIDE, channel, start : start + rows], part)
+                for place in range(SIDE):
+                    source, target = part[place], edges[side, TILE * column + place]
+                    if place < 2 and column > 0:
+                        for row in range(rows):
+                            target[row] += source[row]
+                    else:
+                        for row in range(rows):
+                            target[row] = source[row]
+        from_points_of_rows(edges_flat, pixels_flat)
+        for frame in range(frames):
+            out[frame, channel] = F(0)
+        for row in range(rows):
+            plane = out[which[row], channel]
+            for side in range(SIDE):
+                y = lines[row] + side - 1
+                if 0 <= y < height:
+                    line, source = plane[y], pixels[side]
+                    for i in range(width):
+                        line[i] += source[i + 1, row]
+
+
+@loop
+def from_pixels(first, last, pixels, tiles):
+    """Pixels to the tiles that hold them, channel by channel.
+
+    Args:
+        first, last: channels.
+        pixels: (n, o, h, w).
+        tiles: (36, o, w/4·n·h/4), changed; column by column of tiles.
+    """
+    height, width = pixels.shape[2:]
+    across = width // TILE
+    rows = tiles.shape[2] // across
+    which, lines = rows_of_tiles(0, rows, height)
+    under = np.empty((TILE, TILE, rows), F)  # a column of tiles
+    halfway = np.empty((TILE, SIDE, rows), F)
+    for channel in range(first, last):
+        for column in range(across):
+            start, x = column * rows, column * TILE
+            for row in range(rows):
+                plane = pixels[which[row], channel]
+                for line in range(TILE):
+                    for i in range(TILE):
+                        under[line, i, row] = plane[lines[row] + line, x + i]
+            for line in range(TILE):
+                to_points_of_rows(under[line], halfway[line])
+            for side in range(SIDE):
+                to_points_of_rows(halfway[:, side], tiles[side::SIDE, channel, start : start + rows])
+
+
+@loop
+def tiles_to_frames(first, last, tiles, out):
+    """Tiles of frames to the sums of what each frame is in, channel by channel.
+
+    Args:
+        first, last: channels.
+        tiles: (6, c, b·t/4·n).
+        out: (b, c, t, n), changed.
+    """
+    clips, _, frames, pixels = out.shape
+    along = frames // TILE
+    before, after = np.empty(pixels, F), np.empty(pixels, F)
+    for channel in range(first, last):
+        for tile in range(clips * along):
+            clip, t = out[tile // along, channel], tile % along * TILE
+            v = tiles[:, channel, tile * pixels : (tile + 1) * pixels]
+            v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
+            y0, y1, y2, y3 = clip[t], clip[t + 1], clip[t + 2], clip[t + 3]
+            last_before = clip[t - 1] if t > 0 else before
+            for i in range(pixels):
+                d0, d1, d2, d3, d4, d5 = from_points(v0[i], v1[i], v2[i], v3[i], v4[i], v5[i])
+                if t > 0:
+                    last_before[i] += d0
+                    d1 += after[i]
+                y0[i], y1[i], y2[i], y3[i] = d1, d2, d3, d4
+                after[i] = d5
+
+
+@loop
+def from_frames(first, last, frames, tiles):
+    """Frames to the tiles that hold them, channel by channel.
+
+    Args:
+        first, last: channels.
+        frames: (b, o, t, n).
+        tiles: (6, o, b·t/4·n), changed.
+    """
+    pixels, along = frames.shape[3], frames.shape[2] // TILE
+    for channel in range(first, last):
+        for tile in range(frames.shape[0] * along):
+            clip, t = frames[tile // along, channel], tile % along * TILE
+            to_points_of_rows(clip[t : t + TILE], tiles[:, channel, tile * pixels : (tile + 1) * pixels])
+
+
+@loop
+def from_points_of_rows(v, d):
+    """:func:`from_points` of six rows, (6, n) -> (6, n)."""
+    v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
+    d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
+    for i in range(v.shape[1]):
+        d0[i], d1[i], d2[i], d3[i], d4[i], d5[i] = from_points(v0[i], v1[i], v2[i], v3[i], v4[i], v5[i])
+
+
+@loop
+def to_points_of_rows(y, m):
+    """:func:`to_points` of four rows, (4, n) -> (6, n)."""
+    y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
+    for i in range(y.shape[1]):
+        m0[i], m1[i], m2[i], m3[i], m4[i], m5[i] = to_points(y0[i], y1[i], y2[i], y3[i])
