@@ -12,8 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
-from gm.device import kernels, shared_memory, temporal_filter
-from gm.device.graph_filters import FilterByTiles, FilterOverTime, filters_take
+from gm.device import graph_loops, kernels, shared_memory, temporal_filter
 from gm.device.small_conv import SmallConv
 from gm.device.winograd import WinogradConv, worthwhile
 from gm.errors import UserError
@@ -81,7 +80,6 @@ class Conv2d(nn.Cell):
         rewritten = padding == kernel_size // 2 and not kernels.has_fused_operators()
         self.small_conv = SmallConv(kernel_size, stride) if rewritten else None
         self.winograd = WinogradConv() if rewritten and (kernel_size, stride) == (3, 1) else None
-        self.filter = FilterByTiles() if self.winograd is not None else None
 
     def construct(self, x: Tensor) -> Tensor:
         x, weight = self.in_compute_type(x)
@@ -94,8 +92,8 @@ class Conv2d(nn.Cell):
         return x.astype(self.compute_dtype), self.weight.astype(self.compute_dtype)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.filter is not None and filters_take(x, weight):
-            return self.filter(x, weight)
+        if self.winograd is not None and graph_loops.take_filter(x, weight):
+            return graph_loops.filter_by_tiles(x, weight)
         if self.small_conv is not None and self.small_conv.takes(x.shape):
             return self.small_conv(x, weight)
         if self.by_tiles(x.shape, x.dtype):
@@ -123,7 +121,6 @@ class TemporalConv(nn.Cell):
         self.bias = Parameter(_uniform((out_channels,), in_channels * 3, zero_init))
         self.compute_dtype: Optional[ms.Type] = None
         self.conv = ops.Conv2D(out_channels, (3, 1), pad_mode="pad", pad=(1, 1, 0, 0))
-        self.filter = None if kernels.has_fused_operators() else FilterOverTime()
 
     def construct(self, x: Tensor) -> Tensor:
         weight = kernels.reshape_late(self.weight, self.weight.shape[:4], x)  # o i 3 1 1 -> o i 3 1
@@ -131,8 +128,8 @@ class TemporalConv(nn.Cell):
             x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
         if kernels.loops_take(x) and temporal_filter.worthwhile(x.shape, weight.shape):
             y = temporal_filter.convolve(x, weight)
-        elif self.filter is not None and filters_take(x, weight):
-            y = self.filter(x, weight)
+        elif graph_loops.take_filter(x, weight):
+            y = graph_loops.filter_over_time(x, weight)
         else:
             y = self.conv(x, weight)
         return kernels.add_bias(y, self.bias.astype(y.dtype))

@@ -6,32 +6,16 @@ The products between them, and their gradients, are the graph's own. Pictures an
 
 from typing import Sequence, Tuple
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.device import graph_loops
-from gm.device.graph_loops import LinearLoop
+from gm.device.graph_operators import LinearLoop
 from gm.device.loops import minimal_filter, minimal_filter_adjoint
 from gm.device.loops.minimal_filter import SIDE, TILE
 from gm.device.loops.threads import spread
 
 PLACES = SIDE**2
-LEAST_CHANNELS = 48
-MOST_WEIGHTS = 1 << 16  # pairs of channels: tiled weights are held until the gradients are there
 Shape = Sequence[int]
-
-
-def filters_take(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution, (n, i, h, w) by (o, i, 3, 3) or (b, i, t, n) by (o, i, 3, 1), is one of these here, where
-    that is faster: over many channels, whole tiles of them, and of a small network, for the memory's sake."""
-    o, i, _, across = weight.shape
-    n, _, h, w = x.shape
-    if not graph_loops.active or x.dtype != ms.float32 or min(o, i) < LEAST_CHANNELS or o * i > MOST_WEIGHTS:
-        return False
-    if across == 1:
-        return h % TILE == 0
-    return h % TILE == 0 and w % TILE == 0 and 2 * n * h * w >= TILE**2 * max(o, i)
 
 
 class FilterByTiles(nn.Cell):

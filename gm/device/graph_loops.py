@@ -1,24 +1,24 @@
-"""Loops (:mod:`gm.device.loops`) as operators of a compiled network, on CPU, for training.
+"""Which operators of a network that is compiled for training are loops (:mod:`gm.device.graph_operators`), on CPU."""
 
-They are called from the graph with the operands' own memory; MindSpore copies what they return.
-"""
-
-import threading
 from contextlib import contextmanager
 from functools import cache
-from typing import Callable, Iterator, Sequence
+from typing import Iterator, Optional
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
 
-from gm.device.loops import sums
-from gm.device.loops.threads import spread
+from gm.device.graph_filters import FilterByTiles, FilterOverTime
+from gm.device.graph_operators import BiasAdd
+from gm.device.loops.minimal_filter import TILE
 
-Shape = Sequence[int]
+LARGE = 1 << 20  # numbers, from which on a loop makes up for being called
+LEAST_CHANNELS = 48
+MOST_WEIGHTS = 1 << 16  # pairs of channels: tiled weights are held until the gradients are there
 
 active = False  # whether networks are being compiled with such operators
-_thread = threading.local()
+add_bias: Optional[BiasAdd] = None  # these are there when it is
+filter_by_tiles: Optional[FilterByTiles] = None
+filter_over_time: Optional[FilterOverTime] = None
 
 
 @contextmanager
@@ -26,6 +26,8 @@ def loops_in_graphs() -> Iterator[None]:
     """Networks that are compiled inside the block have such operators where these are faster, on CPU."""
     global active
     before, active = active, ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
+    if active:
+        _make_operators()
     try:
         yield
     finally:
@@ -33,73 +35,27 @@ def loops_in_graphs() -> Iterator[None]:
 
 
 @cache
-def operator(function: Callable, out_shape: Callable) -> ops.Custom:
-    """An operator of one fp32 tensor.
+def _make_operators() -> None:
+    global add_bias, filter_by_tiles, filter_over_time
+    add_bias, filter_by_tiles, filter_over_time = BiasAdd(), FilterByTiles(), FilterOverTime()
+
+
+def take_bias(y: Tensor) -> bool:
+    """Whether :data:`add_bias` adds a bias to `y`: MindSpore's gradient of it takes five times as long over
+    (8192, 512)."""
+    return active and y.ndim == 2 and y.dtype == ms.float32 and y.shape[0] * y.shape[1] >= LARGE
+
+
+def take_filter(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is a filter by tiles: over many channels, whole tiles of them, and in a small network, for
+    the memory's sake.
 
     Args:
-        function: of an array and of the array of the result, which it fills.
-        out_shape: the result's shape from the input's.
+        x: (n, i, h, w) or (b, i, t, n).
+        weight: (o, i, 3, 3), for :data:`filter_by_tiles`, or (o, i, 3, 1, …), for :data:`filter_over_time`.
     """
-
-    def run(x: np.ndarray) -> np.ndarray:
-        out = _memory(out_shape(x.shape))
-        function(x, out)
-        return out
-
-    return ops.Custom(run, lambda shape: list(out_shape(shape)), lambda dtype: dtype, func_type="pyfunc")
-
-
-def _memory(shape: Shape) -> np.ndarray:
-    """For a result, until this thread's next one: it is copied at once."""
-    size = int(np.prod(shape))
-    if size > getattr(_thread, "memory", np.empty(0)).size:
-        _thread.memory = np.empty(size, np.float32)
-    return _thread.memory[:size].reshape(shape)
-
-
-class LinearLoop(nn.Cell):
-    """A linear map of one tensor as a loop, with the adjoint loop as its gradient.
-
-    Args:
-        loop, adjoint: functions of an array and of the array of the result, which they fill.
-        out_shape, in_shape: the result's shape from the input's, and the other way round.
-    """
-
-    def __init__(self, loop: Callable, adjoint: Callable, out_shape: Callable, in_shape: Callable) -> None:
-        super().__init__()
-        self.loop, self.adjoint = operator(loop, out_shape), operator(adjoint, in_shape)
-
-    def construct(self, x: Tensor) -> Tensor:
-        """Any shape that the loop takes, fp32."""
-        return self.loop(x)
-
-    def bprop(self, x, out, dout):
-        """The gradient of `x` from that of the result."""
-        return (self.adjoint(dout),)
-
-
-class BiasAdd(nn.Cell):
-    """One number added to each place of axis 1, with the bias' gradient as a loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add, self.sum = ops.BiasAdd(), operator(_sum_over_all_but_axis_1, _size_of_axis_1)
-
-    def construct(self, y: Tensor, bias: Tensor) -> Tensor:
-        """y: (n, c, …); bias: (c,), both fp32 -> (n, c, …)."""
-        return self.add(y, bias)
-
-    def bprop(self, y, bias, out, dout):
-        """The gradients of `y` and of `bias` from that of the result."""
-        return dout, self.sum(dout)
-
-
-def _size_of_axis_1(shape: Shape) -> Sequence[int]:
-    return (shape[1],)
-
-
-def _sum_over_all_but_axis_1(x: np.ndarray, out: np.ndarray) -> None:
-    if x.ndim == 2:
-        spread(sums.over_rows, out.size, x.size, x, out)
-    else:
-        spread(sums.over_pictures, out.size, x.size, x.reshape(x.shape[:2] + (-1,)), out)
+    (o, i), across = weight.shape[:2], weight.shape[3]
+    n, _, h, w = x.shape
+    if not active or x.dtype != ms.float32 or min(o, i) < LEAST_CHANNELS or o * i > MOST_WEIGHTS or h % TILE:
+        return False
+    return across == 1 or (w % TILE == 0 and 2 * n * h * w >= TILE**2 * max(o, i))

@@ -16,7 +16,6 @@ from gm.device.loops.activations import LOGIT_OF_CDF
 
 _BATCH_NORM_EPS = 1e-5
 _BIAS_ADD = ops.BiasAdd()
-_BIAS_ADD_BY_LOOP = graph_loops.BiasAdd()
 _PRODUCT = ops.MatMul(transpose_b=True)
 _BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
 
@@ -113,7 +112,7 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
     """
     if loops_take(y):
         return shared_memory.add_bias(y, bias)
-    return _BIAS_ADD_BY_LOOP(y, bias) if graph_loops.active and y.dtype == ms.float32 else _BIAS_ADD(y, bias)
+    return graph_loops.add_bias(y, bias) if graph_loops.take_bias(y) else _BIAS_ADD(y, bias)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

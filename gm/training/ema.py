@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from gm.checkpoints.weights import set_parameter
+from gm.device import in_place
 from gm.errors import UserError
 
 FLAG = "--train.ema_decay"
@@ -57,9 +58,17 @@ class WeightAverage(nn.Cell):
         """Moves the average towards the weights by `rate`."""
         return self.map(ops.partial(_move, rate), self.averages, self.parameters_)
 
-    def rate(self, updates: int) -> Tensor:
+    def update(self, updates: int) -> None:
+        """Moves the average towards the weights after `updates` updates before this one."""
+        if not in_place.possible():
+            self(Tensor(self.rate(updates), ms.float32))
+            return
+        for average, parameter in zip(self.averages, self.parameters_):
+            in_place.move(average, parameter, self.rate(updates))
+
+    def rate(self, updates: int) -> float:
         """1 - d after `updates` updates before this one."""
-        return Tensor(1 - min(self.decay, (1 + updates) / (10 + updates)), ms.float32)
+        return 1 - min(self.decay, (1 + updates) / (10 + updates))
 
     def state(self) -> Dict[str, Parameter]:
         """`average.NAME` -> the average."""

@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from gm.device import in_place
 from gm.errors import UserError
 
 FLAG = "--train.optimizer."
@@ -75,7 +76,7 @@ class AdamW(nn.Optimizer):
         self.map = ops.HyperMap()
 
     def construct(self, gradients, scale, lr, beta1, beta2, eps, decay):
-        """One update with `scale`·gradients; for the numbers see :meth:`numbers`."""
+        """One update with `scale`·gradients by MindSpore's kernel; for the numbers see :meth:`numbers`."""
         done = self.map(
             ops.partial(_update, self.adamw, scale, lr, beta1, beta2, eps, decay),
             self._parameters,
@@ -88,13 +89,22 @@ class AdamW(nn.Optimizer):
             done = self.broadcast_params(done)
         return done
 
-    def numbers(self, step: int, lr: float) -> Tuple[Tensor, ...]:
-        """The kernel's lr, β1, β2, ε and decay for an update; the first is step 1; lr 0 changes no parameter."""
+    def update(self, gradients: Sequence[Tensor], scale: float, step: int, lr: float) -> None:
+        """One update with `scale`·gradients; the first is step 1; lr 0 changes no parameter."""
+        numbers = (scale, *self.numbers(step, lr))
+        if self.use_parallel or not in_place.possible():
+            self(ms.mutable(tuple(gradients)), *(Tensor(number, ms.float32) for number in numbers))
+            return
+        for tensors in zip(self._parameters, self.first, self.second, gradients):
+            in_place.adamw(*tensors, np.array(numbers, np.float32))
+
+    def numbers(self, step: int, lr: float) -> Tuple[float, ...]:
+        """The kernel's lr, β1, β2, ε and decay."""
         (beta1, beta2), eps, decay = self.options
         root = math.sqrt(1 - beta2**step)
         kernel_lr = lr * root / (1 - beta1**step)
         kernel_decay = decay * (1 - beta1**step) / root
-        return tuple(Tensor(number, ms.float32) for number in (kernel_lr, beta1, beta2, eps * root, kernel_decay))
+        return kernel_lr, beta1, beta2, eps * root, kernel_decay
 
     def state(self) -> Dict[str, Parameter]:
         """`adam_m.NAME` and `adam_v.NAME` -> the moments of every tensor that this device owns."""

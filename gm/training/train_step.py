@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from gm.device import in_place
 from gm.device.graph_loops import loops_in_graphs
 from gm.device.kernel_fusion import fused_kernels_inside
 from gm.training.distributed import Communicator
@@ -171,6 +172,8 @@ class TrainStep:
 
     def _square_sum(self, gradients: Tuple[Tensor, ...]) -> float:
         """Of all gradients together; a group at a time, for all squares at once are as large as the gradients."""
+        if in_place.possible():
+            return sum(map(in_place.square_sum, gradients))
         starts = range(0, len(gradients), SQUARES_AT_ONCE)
         groups = [gradients[start : start + SQUARES_AT_ONCE] for start in starts]
         return sum(self._square_sums(ms.mutable(group)).asnumpy().astype(np.float64).sum() for group in groups)
@@ -183,7 +186,7 @@ class TrainStep:
         scale = self._unscale
         if self.clip_norm is not None:
             scale *= min(1.0, self.clip_norm / (norm + CLIP_EPS))
-        self.optimizer(ms.mutable(gradients), Tensor(scale, ms.float32), *self.optimizer.numbers(self.updates + 1, lr))
+        self.optimizer.update(gradients, scale, self.updates + 1, lr)
         if self.average is not None:
-            self.average(self.average.rate(self.updates))
+            self.average.update(self.updates)
         self.updates += 1

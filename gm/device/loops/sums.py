@@ -66,16 +66,3 @@ def over_rows(first, last, x, out):
         for i in range(totals.size):
             totals[i] += values[i]
     out[first:last] = totals
-
-
-@loop
-def over_pictures(first, last, x, out):
-    """The channels' sums: x: (b, c, n); out: (c,), changed from `first` to `last`."""
-    totals = np.empty(x.shape[2])
-    for channel in range(first, last):
-        totals[:] = 0.0
-        for picture in range(len(x)):
-            values = x[picture, channel]
-            for i in range(totals.size):
-                totals[i] += values[i]
-        out[channel] = totals.sum()
