@@ -41,16 +41,33 @@ class Linear(nn.Cell):
         self.compute_dtype: Optional[ms.Type] = None
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x)
-        if self.bias is not None:
-            y = kernels.add_bias(y, self.bias.astype(y.dtype))
-        return kernels.reshape(y, x.shape[:-1] + (self.out_features,))
+        return self.with_bias(self.product(x), self.bias, x)
+
+    def with_bias(self, y: Tensor, bias: Optional[Tensor], x: Tensor) -> Tensor:
+        """`y + bias` in the shape of `x`, but for the last axis; the bias may be None."""
+        if bias is not None:
+            y = kernels.add_bias(y, bias.astype(y.dtype))
+        return kernels.reshape(y, x.shape[:-1] + (y.shape[-1],))
 
     def product(self, x: Tensor) -> Tensor:
         """`x @ weightᵀ`, (…, i) -> (n, o)."""
+        return self.product_with(self.weight, x)
+
+    def product_with(self, weight: Tensor, x: Tensor) -> Tensor:
         if self.compute_dtype is None:
-            return kernels.product(x, self.weight)
-        return kernels.product(x.astype(self.compute_dtype), self.weight.astype(self.compute_dtype))
+            return kernels.product(x, weight)
+        return kernels.product(x.astype(self.compute_dtype), weight.astype(self.compute_dtype))
+
+    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """The first and the second half of the result's features, (…, i) -> two of (…, o/2).
+
+        Where results are fused with what follows, it is the weights that are divided.
+        """
+        if not graph_loops.active or self.bias is None:
+            return ops.chunk(self.construct(x), 2, axis=-1)
+        weights, biases = ops.chunk(self.weight, 2, axis=0), ops.chunk(self.bias, 2, axis=0)
+        first = self.with_bias(self.product_with(weights[0], x), biases[0], x)
+        return first, self.with_bias(self.product_with(weights[1], x), biases[1], x)
 
 
 class Conv2d(nn.Cell):
@@ -215,7 +232,7 @@ class GEGLU(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         if kernels.loops_take(x) and self.proj.compute_dtype is None:
             return kernels.reshape(shared_memory.geglu(self.proj.product(x), self.proj.bias), x.shape[:-1] + (-1,))
-        hidden, gate = ops.chunk(self.proj(x), 2, axis=-1)
+        hidden, gate = self.proj.halves(x)
         return hidden * self.gelu(gate)
 
 

@@ -1,10 +1,10 @@
 """Low-rank adaptation of linear layers (LoRA, Hu et al. 2021): W x + (α/r)·B A x, of which only A and B are trained."""
 
 import re
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from gm.checkpoints.lora_file import is_lora_name
@@ -49,6 +49,9 @@ class LoRALinear(Linear):
 
     def product(self, x: Tensor) -> Tensor:
         return super().product(x) + self.lora_B.product(self.lora_A.product(x)) * self.scale
+
+    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        return ops.chunk(self.construct(x), 2, axis=-1)
 
 
 def add_lora(

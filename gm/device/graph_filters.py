@@ -9,12 +9,12 @@ from typing import Sequence, Tuple
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.device.cook_toom import PLACES, matrices, transforms
 from gm.device.graph_operators import LinearLoop
 from gm.device.loops import minimal_filter, minimal_filter_adjoint
 from gm.device.loops.minimal_filter import SIDE, TILE
 from gm.device.loops.threads import spread
 
-PLACES = SIDE**2
 Shape = Sequence[int]
 
 
@@ -24,16 +24,18 @@ class FilterByTiles(nn.Cell):
     def __init__(self) -> None:
         super().__init__()
         self.to_tiles = LinearLoop(_to_tiles, _from_tiles, _tiles_of_pixels, _pixels_of_tiles)
-        self.to_weights = LinearLoop(_to_weights, _from_weights, _tiles_of_weights, _weights_of_tiles)
+        self.taps_to_points = transforms()[1]
         self.to_pixels = LinearLoop(_to_pixels, _from_pixels, _pixels_of_tiles, _tiles_of_pixels)
-        self.matmul = ops.BatchMatMul()
+        self.weights_matmul, self.matmul = ops.MatMul(transpose_b=True), ops.BatchMatMul()
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         """x: (n, i, h, w), h and w multiples of 4; weight: (o, i, 3, 3) -> (n, o, h, w)."""
         tiles = self.to_tiles(x)
         places, channels = tiles.shape[:2]
-        products = self.matmul(self.to_weights(weight), tiles.reshape(places, channels, -1))
-        return self.to_pixels(products.reshape((places, weight.shape[0]) + tiles.shape[2:]))
+        outputs = weight.shape[0]
+        weights = self.weights_matmul(self.taps_to_points, weight.reshape(outputs * channels, -1))  # 36 (o i)
+        products = self.matmul(weights.reshape(places, outputs, channels), tiles.reshape(places, channels, -1))
+        return self.to_pixels(products.reshape((places, outputs) + tiles.shape[2:]))
 
 
 class FilterOverTime(FilterByTiles):
@@ -45,7 +47,7 @@ class FilterOverTime(FilterByTiles):
     def __init__(self) -> None:
         super().__init__()
         self.to_tiles = LinearLoop(_to_time_tiles, _from_time_tiles, _tiles_of_frames, _frames_of_tiles)
-        self.to_weights = LinearLoop(_to_time_weights, _from_time_weights, _tiles_of_spans, _spans_of_tiles)
+        self.taps_to_points = Tensor(matrices()[1].astype(np.float32))
         self.to_pixels = LinearLoop(_to_frames, _from_frames, _frames_of_tiles, _tiles_of_frames)
 
 
@@ -59,14 +61,6 @@ def _pixels_of_tiles(shape: Shape) -> Tuple[int, ...]:
     return n, c, down * TILE, across * TILE
 
 
-def _tiles_of_weights(shape: Shape) -> Tuple[int, ...]:
-    return PLACES, shape[0], shape[1]
-
-
-def _weights_of_tiles(shape: Shape) -> Tuple[int, ...]:
-    return shape[1], shape[2], 3, 3
-
-
 def _tiles_of_frames(shape: Shape) -> Tuple[int, ...]:
     b, c, t, n = shape
     return SIDE, c, b, t // TILE, n
@@ -75,14 +69,6 @@ def _tiles_of_frames(shape: Shape) -> Tuple[int, ...]:
 def _frames_of_tiles(shape: Shape) -> Tuple[int, ...]:
     _, c, b, along, n = shape
     return b, c, along * TILE, n
-
-
-def _tiles_of_spans(shape: Shape) -> Tuple[int, ...]:
-    return SIDE, shape[0], shape[1]
-
-
-def _spans_of_tiles(shape: Shape) -> Tuple[int, ...]:
-    return shape[1], shape[2], 3, 1
 
 
 def _flat(tiles: np.ndarray) -> np.ndarray:
@@ -105,14 +91,6 @@ def _from_pixels(x: np.ndarray, out: np.ndarray) -> None:
     spread(minimal_filter_adjoint.from_pixels, x.shape[1], out.size, x, _flat(out))
 
 
-def _to_weights(weight: np.ndarray, out: np.ndarray) -> None:
-    spread(minimal_filter.to_weights, len(weight), out.size, weight.reshape(weight.shape[:2] + (9,)), out)
-
-
-def _from_weights(tiles: np.ndarray, out: np.ndarray) -> None:
-    spread(minimal_filter_adjoint.from_weights, len(out), tiles.size, tiles, out.reshape(out.shape[:2] + (9,)))
-
-
 def _to_time_tiles(x: np.ndarray, out: np.ndarray) -> None:
     spread(minimal_filter.frames_to_tiles, x.shape[1], out.size, x, 0, x.shape[3], _flat(out))
 
@@ -127,11 +105,3 @@ def _to_frames(tiles: np.ndarray, out: np.ndarray) -> None:
 
 def _from_frames(x: np.ndarray, out: np.ndarray) -> None:
     spread(minimal_filter_adjoint.from_frames, x.shape[1], out.size, x, _flat(out))
-
-
-def _to_time_weights(weight: np.ndarray, out: np.ndarray) -> None:
-    spread(minimal_filter.to_temporal_weights, len(weight), out.size, weight.reshape(weight.shape[:2] + (3,)), out)
-
-
-def _from_time_weights(tiles: np.ndarray, out: np.ndarray) -> None:
-    spread(minimal_filter_adjoint.from_temporal_weights, len(out), tiles.size, tiles, out.reshape(out.shape[:2] + (3,)))

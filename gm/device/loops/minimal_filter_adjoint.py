@@ -3,9 +3,6 @@
 import numpy as np
 
 from gm.device.loops.minimal_filter import (
-    OF_ORIGIN,
-    OF_P,
-    OF_Q,
     P1,
     P2,
     P3,
@@ -40,48 +37,6 @@ def to_points(y0, y1, y2, y3):
     even_p, odd_p = y0 + P2 * y2, P1 * y1 + P3 * y3
     even_q, odd_q = y0 + Q2 * y2, Q1 * y1 + Q3 * y3
     return y0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y3
-
-
-@loop
-def weights_from_points(u0, u1, u2, u3, u4, u5):
-    """Gᵀ u, for :func:`gm.device.loops.minimal_filter.weights_to_points`."""
-    even_p, odd_p = OF_P * (u1 + u2), OF_P * (u1 - u2)
-    even_q, odd_q = OF_Q * (u3 + u4), OF_Q * (u3 - u4)
-    return OF_ORIGIN * u0 + even_p + even_q, P1 * odd_p + Q1 * odd_q, P2 * even_p + Q2 * even_q + u5
-
-
-@loop
-def from_weights(first, last, tiles, out):
-    """Kernels as tiles to 3x3: tiles: (36, o, i); out: (o, i, 9)."""
-    channels = tiles.shape[2]
-    taps, halfway = np.empty((9, channels), F), np.empty((SIDE, 3, channels), F)
-    for o in range(first, last):
-        for side in range(SIDE):
-            u = tiles[side * SIDE :, o]
-            u0, u1, u2, u3, u4, u5 = u[0], u[1], u[2], u[3], u[4], u[5]
-            g0, g1, g2 = halfway[side, 0], halfway[side, 1], halfway[side, 2]
-            for i in range(channels):
-                g0[i], g1[i], g2[i] = weights_from_points(u0[i], u1[i], u2[i], u3[i], u4[i], u5[i])
-        for column in range(3):
-            h = halfway[:, column]
-            h0, h1, h2, h3, h4, h5 = h[0], h[1], h[2], h[3], h[4], h[5]
-            g0, g1, g2 = taps[column], taps[column + 3], taps[column + 6]
-            for i in range(channels):
-                g0[i], g1[i], g2[i] = weights_from_points(h0[i], h1[i], h2[i], h3[i], h4[i], h5[i])
-        kernel = out[o]
-        for i in range(channels):
-            for tap in range(9):
-                kernel[i, tap] = taps[tap, i]
-
-
-@loop
-def from_temporal_weights(first, last, tiles, out):
-    """Kernels of three frames as tiles back: tiles: (6, o, i); out: (o, i, 3)."""
-    for o in range(first, last):
-        g = out[o]
-        u0, u1, u2, u3, u4, u5 = tiles[0, o], tiles[1, o], tiles[2, o], tiles[3, o], tiles[4, o], tiles[5, o]
-        for i in range(g.shape[0]):
-            g[i, 0], g[i, 1], g[i, 2] = weights_from_points(u0[i], u1[i], u2[i], u3[i], u4[i], u5[i])
 
 
 @loop

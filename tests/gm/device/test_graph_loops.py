@@ -6,12 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from gm.device import graph_filters, graph_loops, kernels
 from gm.device.graph_filters import FilterByTiles, FilterOverTime
 from gm.device.graph_loops import loops_in_graphs, take_filter
-from gm.layers import Conv2d, TemporalConv
+from gm.layers import Conv2d, Linear, TemporalConv
+from gm.lora import LoRALinear
 
 ERROR = 3e-6  # root mean square, relative to the result's
 
@@ -86,10 +87,8 @@ def test_convolutions_over_time(shape, outputs):
 LOOPS = {
     "tiles": ((3, 5, 8, 12), graph_filters._tiles_of_pixels, "_to_tiles", "_from_tiles"),
     "pixels": ((36, 5, 3, 2, 4), graph_filters._pixels_of_tiles, "_to_pixels", "_from_pixels"),
-    "weights": ((7, 5, 3, 3), graph_filters._tiles_of_weights, "_to_weights", "_from_weights"),
     "tiles of frames": ((2, 5, 12, 7), graph_filters._tiles_of_frames, "_to_time_tiles", "_from_time_tiles"),
     "frames": ((6, 5, 2, 3, 7), graph_filters._frames_of_tiles, "_to_frames", "_from_frames"),
-    "weights over time": ((7, 5, 3, 1), graph_filters._tiles_of_spans, "_to_time_weights", "_from_time_weights"),
 }
 
 
@@ -153,6 +152,60 @@ def test_a_biass_gradient(rows):
     np.testing.assert_array_equal(result, y + bias)
     np.testing.assert_array_equal(of_y, weights)
     np.testing.assert_allclose(of_bias, weights.astype(float).sum(0), rtol=1e-5, atol=1e-3)
+
+
+class Halves(nn.Cell):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x):
+        return ops.concat(self.layer.halves(x), -1)
+
+
+class AllGradients(nn.Cell):
+    """Those for the input and for each parameter."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.gradients = ms.grad(Weighted(net), 0, weights=ms.ParameterTuple(net.trainable_params()))
+
+    def construct(self, x, weights):
+        return self.gradients(x, weights)
+
+
+def linear():
+    return Linear(5, 8)
+
+
+def without_bias():
+    return Linear(5, 8, bias=False)
+
+
+def low_rank():
+    return LoRALinear(Linear(5, 8), rank=2, alpha=3.0)
+
+
+@pytest.mark.parametrize("make_layer", [linear, without_bias, low_rank])
+def test_both_halves_of_a_linear_layer(make_layer):
+    """Of the features, whichever way it is divided: the same values and gradients."""
+
+    def run():
+        net = Halves(make_layer())
+        for seed, parameter in enumerate(net.get_parameters()):
+            parameter.set_data(Tensor(numbers(*parameter.shape, seed=seed)))
+        x, weights = Tensor(numbers(3, 4, 5, seed=8)), Tensor(numbers(3, 4, 8, seed=9))
+        of_x, of_parameters = AllGradients(net)(x, weights)
+        return [tensor.asnumpy() for tensor in (net.layer(x), net(x), of_x, *of_parameters)]
+
+    whole, *outside = run()
+    with loops_in_graphs():
+        _, *inside = run()
+    np.testing.assert_array_equal(outside[0], whole)
+    assert len(inside) == len(outside) > 2
+    for result, expected in zip(inside, outside):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_not_operator_by_operator():

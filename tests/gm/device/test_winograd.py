@@ -9,9 +9,10 @@ import torch
 from mindspore import Tensor
 
 from gm.device import kernel_fusion, winograd
+from gm.device.cook_toom import PLACES, POINTS, cook_toom
 from gm.device.kernel_fusion import fused_kernels_inside
 from gm.device.runtime import eager
-from gm.device.winograd import PLACES, POINTS, TILE, block_size, cook_toom, worthwhile
+from gm.device.winograd import TILE, block_size, worthwhile
 from gm.layers import Conv2d
 from gm.upsampling import UpsamplingConv
 

@@ -159,12 +159,12 @@ class Overflowing(LossScale):
 def test_an_overflow_lowers_the_scale_and_loses_no_batch_unless_it_may(drop):
     net = random_unet(**SMALL)
     before = values(net.get_parameters())
-    scale = Overflowing(2.0**66)
+    scale = Overflowing(2.0**72)
     result = make_step(net, loss_scale=scale, drop_overflow_update=drop)([make_inputs(t=1, size=4)], LR)
     assert result.updated is not drop and result.overflow is drop
     changed = any(before[p.name].tobytes() != p.asnumpy().tobytes() for p in net.get_parameters())
     assert changed is not drop
-    assert scale.value == 2.0**65 if drop else 2.0**55 < scale.value < 2.0**65
+    assert scale.value == 2.0**71 if drop else 2.0**55 < scale.value < 2.0**70
 
 
 def test_the_scale_cancels():
