@@ -85,4 +85,6 @@ def _row(shape: Shape) -> Shape:
 
 
 def _sum_of_rows(x: np.ndarray, out: np.ndarray) -> None:
-    spread(sums.over_rows, out.size, x.size, x, out)
+    blocks = np.empty((-(-len(x) // sums.ROWS), out.size), np.float32)
+    spread(sums.over_rows, len(blocks), x.size, x, blocks)
+    out[:] = blocks.sum(0, dtype=np.float64)

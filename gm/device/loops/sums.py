@@ -1,8 +1,8 @@
 """Sums: with what is broadcast, a number or a vector to each row, and with one number that scales a summand."""
 
-import numpy as np
-
 from gm.device.loops.threads import loop
+
+ROWS = 64  # that are summed in fp32
 
 
 @loop
@@ -59,10 +59,16 @@ def mix_in(first, last, x, y, share):
 
 @loop
 def over_rows(first, last, x, out):
-    """The columns' sums: x: (n, c); out: (c,), changed from `first` to `last`."""
-    totals = np.zeros(last - first)
-    for row in range(len(x)):
-        values = x[row, first:last]
-        for i in range(totals.size):
-            totals[i] += values[i]
-    out[first:last] = totals
+    """The columns' sums, in blocks of rows: x: (n, c); out: (⌈n/ROWS⌉, c), changed from `first` to `last`."""
+    for block in range(first, last):
+        rows, totals = x[block * ROWS : (block + 1) * ROWS], out[block]
+        fours = len(rows) // 4 * 4
+        totals[:] = 0
+        for row in range(0, fours, 4):
+            a, b, c, d = rows[row], rows[row + 1], rows[row + 2], rows[row + 3]
+            for i in range(totals.size):
+                totals[i] += (a[i] + b[i]) + (c[i] + d[i])
+        for row in range(fours, len(rows)):
+            values = rows[row]
+            for i in range(totals.size):
+                totals[i] += values[i]
