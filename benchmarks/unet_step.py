@@ -38,7 +38,7 @@ def inputs(args: argparse.Namespace):
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.device.runtime import eager, setup_runtime
+    from gm.device.runtime import eager_alone, setup_runtime
 
     name = args.child
     setup_runtime(MODES[name], "CPU")
@@ -65,7 +65,7 @@ def run_ours(args: argparse.Namespace) -> None:
         with kept_compilation(engine.network.build.node, arguments) if name == "kept" else nullcontext():
             return net(*arguments).asnumpy()
 
-    contexts = {"pynative": eager, "unfused": nullcontext}
+    contexts = {"pynative": eager_alone, "unfused": nullcontext}
     with contexts.get(name, fused_kernels_inside)():
         if name == "cached":
             step()  # the full one

@@ -18,7 +18,7 @@ from gm.config import Recipe
 from gm.denoiser import Denoiser
 from gm.device.compile_cache import kept_compilation
 from gm.device.kernel_fusion import fused_kernels_inside, worth_fusing
-from gm.device.runtime import eager
+from gm.device.runtime import eager_alone
 from gm.feature_cache import FeatureCache
 from gm.guider import EVERY_SIGMA, Guider
 from gm.sampler import Sampler
@@ -113,7 +113,7 @@ class DiffusionEngine:
 
     def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
         """The conditioning of a batch of named inputs (:class:`gm.conditioner.GeneralConditioner`)."""
-        with self.conditioner as conditioner, eager():
+        with self.conditioner as conditioner, eager_alone():
             return conditioner.condition(batch)
 
     def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -149,7 +149,7 @@ class DiffusionEngine:
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
         if fuse:
             return fused_kernels_inside()
-        return eager() if ms.get_context("mode") == ms.PYNATIVE_MODE else nullcontext()
+        return eager_alone() if ms.get_context("mode") == ms.PYNATIVE_MODE else nullcontext()
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.
@@ -162,7 +162,7 @@ class DiffusionEngine:
             (b, t, 3, 8h, 8w), about -1..1.
         """
         chunk = chunk_size or latents.shape[1]
-        with self.first_stage as autoencoder, eager():
+        with self.first_stage as autoencoder, eager_alone():
             clips = []
             for clip in latents / np.float32(self.scale_factor):
                 starts = range(0, len(clip), chunk)
@@ -194,12 +194,18 @@ def _progress(title: str) -> Callable:
 
 def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache], recipe: Any) -> Callable:
     """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips; with a recipe, what is compiled is kept."""
+    constants: Dict[int, Tuple[Conditioning, Tensor, Tensor]] = {}  # by the conditioning's identity
+
+    def constant_inputs(cond: Conditioning) -> Tuple[Tensor, Tensor]:
+        if id(cond) not in constants:
+            constants[id(cond)] = cond, Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype)
+        return constants[id(cond)][1:]
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape
         image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
         frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
-        inputs = Tensor(frames, dtype), Tensor(c_noise), Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype), t
+        inputs = (Tensor(frames, dtype), Tensor(c_noise), *constant_inputs(cond), t)
         if cache is not None:
             out = cache(cond, *inputs)
         else:

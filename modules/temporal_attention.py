@@ -1,9 +1,10 @@
 """The transformer of a UNet level: spatial attention, then attention over time, blended (VideoLDM; SVD, appendix D)."""
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm.attention import CrossAttention
-from gm.device.kernels import add_broadcast, mix
+from gm.device.kernels import add_broadcast, constant, mix
 from gm.layers import FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_embedding, timestep_mlp
 from gm.tokens import from_tokens, to_tokens
 from modules.blend import AlphaBlender
@@ -32,7 +33,7 @@ class SpatialBlock(nn.Cell):
     def add_context(self, x: Tensor, context: Tensor, num_frames: int) -> Tensor:
         b, n, c = context.shape
         if n == 1:
-            out = self.attn2.single_token(context).reshape(b, 1, 1, x.shape[-1])
+            out = constant(self.attn2.single_token, context).reshape(b, 1, 1, x.shape[-1])
             return merge_frames(add_broadcast(split_frames(x, num_frames), out))
         context = merge_frames(ops.broadcast_to(context.reshape(b, 1, n, c), (b, num_frames, n, c)))
         return x + self.attn2(self.norm2(x), context)
@@ -65,7 +66,7 @@ class TemporalBlock(nn.Cell):
     def add_context(self, x: Tensor, context: Tensor) -> Tensor:
         b, t, s, c = x.shape
         if context.shape[1] == 1:
-            return add_broadcast(x, self.attn2.single_token(context).reshape(b, 1, 1, c))
+            return add_broadcast(x, constant(self.attn2.single_token, context).reshape(b, 1, 1, c))
         return x + self.attn2(self.norm2(x).reshape(b, t * s, c), context).reshape(b, t, s, c)
 
 
@@ -94,9 +95,7 @@ class SpatialVideoTransformer(nn.Cell):
     def construct(self, x: Tensor, emb: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """x: (b·t, c, h, w); emb is not used; context: (b, n, c') -> (b·t, c, h, w)."""
         height, width = x.shape[2:]
-        frame_ids = ops.arange(num_frames)
-        position = self.time_pos_embed(sinusoidal_embedding(frame_ids, self.inner).astype(x.dtype))
-        position = position.reshape(1, num_frames, 1, -1)  # t c -> 1 t 1 c
+        position = constant(self.positions, num_frames, x.dtype)
         alpha = self.time_mixer()
 
         h = self.proj_in(to_tokens(self.norm(x)))  # (b t) s c
@@ -106,3 +105,8 @@ class SpatialVideoTransformer(nn.Cell):
             temporal = self.time_stack[index](add_broadcast(spatial, position.astype(spatial.dtype)), context)
             h = merge_frames(mix(spatial, temporal, alpha))
         return x + from_tokens(self.proj_out(h), height, width)
+
+    def positions(self, num_frames: int, dtype: ms.Type) -> Tensor:
+        """What is added to the tokens of each frame: (1, t, 1, c)."""
+        sinusoid = sinusoidal_embedding(ops.arange(num_frames), self.inner).astype(dtype)
+        return self.time_pos_embed(sinusoid).reshape(1, num_frames, 1, -1)  # t c -> 1 t 1 c

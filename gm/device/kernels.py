@@ -6,7 +6,7 @@ are broadcast explicitly. In PyNative mode without gradients, operators are loop
 (:mod:`gm.device.shared_memory`).
 """
 
-from typing import Callable, Sequence, Tuple
+from typing import Any, Callable, Sequence, Tuple
 
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
@@ -35,6 +35,17 @@ def has_fused_operators() -> bool:
 def loops_take(x: Tensor) -> bool:
     """Whether an operator on `x` is a loop of :mod:`gm.device.shared_memory`."""
     return sharing and x.dtype == ms.float32
+
+
+def constant(method: Callable, *inputs: Any) -> Any:
+    """`method(*inputs)` for what stays as it is from step to step: inside :func:`gm.device.runtime.eager` on CPU it is
+    computed once.
+
+    Args:
+        method: of an object whose parameters do not change meanwhile.
+        inputs: numbers, by their value, and tensors, by their identity.
+    """
+    return shared_memory.remembered(method, *inputs) if sharing else method(*inputs)
 
 
 def add_broadcast(x: Tensor, y: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def eager() -> Iterator[None]:
     """
     import mindspore as ms
 
-    from gm.device import kernels
+    from gm.device import kernels, shared_memory
 
     mode, sharing = ms.get_context("mode"), kernels.sharing
     ms.set_context(mode=PYNATIVE_MODE)
@@ -70,6 +70,16 @@ def eager() -> Iterator[None]:
     finally:
         ms.set_context(mode=mode)
         kernels.sharing = sharing
+        shared_memory.forget()
+
+
+@contextmanager
+def eager_alone() -> Iterator[None]:
+    """:func:`eager`, for a process that does nothing else meanwhile: on CPU its threads are given cores."""
+    from gm.device.thread_placement import threads_placed
+
+    with eager(), threads_placed():
+        yield
 
 
 def choose_device(device_target: str, ascend_available: bool, flag: str = DEVICE_FLAG) -> str:

@@ -7,7 +7,7 @@ stay right.
 """
 
 from functools import lru_cache
-from typing import Callable, Sequence, Tuple
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -17,6 +17,22 @@ from gm.device.loops import activations, layout, norms, sums
 from gm.device.loops.threads import spread
 
 BLOCK_BYTES = 1 << 26  # of an input that is worked on by blocks
+MANY_ROWS, SOME_ROWS = 4096, 400  # from which on MindSpore's product is the faster one; from the second on if it widens
+_PRODUCT = ops.MatMul(transpose_b=True)
+_known: Dict[Tuple, Tuple] = {}  # what `remembered` has computed: method and inputs -> result, and what its key names
+
+
+def remembered(method: Callable, *inputs: Any) -> Any:
+    """See :func:`gm.device.kernels.constant`."""
+    key = (id(method.__self__), method.__name__, *((value if isinstance(value, int) else id(value)) for value in inputs))
+    if key not in _known:
+        _known[key] = method(*inputs), method, inputs
+    return _known[key][0]
+
+
+def forget() -> None:
+    """What is remembered; parameters may change from here on."""
+    _known.clear()
 
 
 def array_of(x: Tensor) -> np.ndarray:
@@ -111,10 +127,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """See :func:`gm.device.kernels.product`. NumPy's BLAS takes a tenth less than MindSpore's product here."""
-    rows = array_of(x).reshape(-1, x.shape[-1])
-    out = empty((len(rows), weight.shape[0]))
-    np.matmul(rows, weight.asnumpy().T, out=out)
+    """See :func:`gm.device.kernels.product`: by whichever is faster for the shape, MindSpore or NumPy's BLAS."""
+    rows, inner, outputs = x.size // x.shape[-1], x.shape[-1], weight.shape[0]
+    if rows >= MANY_ROWS or (rows >= SOME_ROWS and outputs > 2 * inner):
+        return _PRODUCT(reshape(x, (rows, inner)), weight)
+    out = empty((rows, outputs))
+    np.matmul(array_of(x).reshape(rows, inner), weight.asnumpy().T, out=out)
     return Tensor.from_numpy(out)
 
 

@@ -1,6 +1,7 @@
 """How loops are compiled and spread over the cores."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Callable
@@ -8,6 +9,7 @@ from typing import Any, Callable
 import numba
 
 SMALLEST = 1 << 14  # numbers for which a second thread pays
+START_SECONDS = 1e-3  # in which a thread takes nothing else, so that the next task starts another
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}  # inf and nan stay
 
 
@@ -34,6 +36,12 @@ def spread(function: Callable, count: int, size: int, *args: Any) -> None:
     function(*bounds[:2], *args)
     for other in others:
         other.result()
+
+
+def start_all() -> None:
+    """Starts the threads that loops are spread over; otherwise the first loops do."""
+    for started in [_pool().submit(time.sleep, START_SECONDS) for _ in range(1, _cores())]:
+        started.result()
 
 
 @lru_cache(maxsize=1)
