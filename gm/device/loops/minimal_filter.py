@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gm.device.loops.threads import loop
+from gm.device.loops.threads import loop, piece
 
 TILE = 4  # pixels of a tile's result, in either direction; it depends on two more
 SIDE = TILE + 2
@@ -16,7 +16,7 @@ SUM, PRODUCT = F(P**2 + Q**2), F(P**2 * Q**2)
 OF_ORIGIN, OF_P, OF_Q = F(1 / (P * Q) ** 2), F(1 / (2 * P**2 * (P**2 - Q**2))), F(1 / (2 * Q**2 * (Q**2 - P**2)))
 
 
-@loop
+@piece
 def to_points(d0, d1, d2, d3, d4, d5):
     """Bᵀ d: the polynomials with roots at all points but one are even and odd parts that ±P and ±Q share."""
     even_p, odd_p = d4 - Q2 * d2, P1 * (d3 - Q2 * d1)
@@ -26,7 +26,7 @@ def to_points(d0, d1, d2, d3, d4, d5):
     return origin, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, infinity
 
 
-@loop
+@piece
 def from_points(m0, m1, m2, m3, m4, m5):
     """Aᵀ m: the powers of each point."""
     even_p, odd_p = m1 + m2, m1 - m2
@@ -38,12 +38,64 @@ def from_points(m0, m1, m2, m3, m4, m5):
     return y0, y1, y2, y3
 
 
-@loop
+@piece
 def weights_to_points(g0, g1, g2):
     """G g: the polynomial at each point, over the product of the differences from the others."""
     even_p, odd_p = OF_P * (g0 + P2 * g2), OF_P * (P1 * g1)
     even_q, odd_q = OF_Q * (g0 + Q2 * g2), OF_Q * (Q1 * g1)
     return OF_ORIGIN * g0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, g2
+
+
+@piece
+def to_points_of_rows(d, v):
+    """:func:`to_points` of six rows of numbers, into six."""
+    d0, d1, d2, d3, d4, d5 = d
+    v0, v1, v2, v3, v4, v5 = v
+    for i in range(d0.size):
+        v0[i], v1[i], v2[i], v3[i], v4[i], v5[i] = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
+
+
+@piece
+def from_points_of_rows(m, y):
+    """:func:`from_points` of six rows of numbers, into four."""
+    m0, m1, m2, m3, m4, m5 = m
+    y0, y1, y2, y3 = y
+    for i in range(m0.size):
+        y0[i], y1[i], y2[i], y3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])
+
+
+@loop
+def weights_to_points_of_rows(g, u):
+    """:func:`weights_to_points` of three long rows of numbers, into six; as a piece of its callers it takes longer."""
+    g0, g1, g2 = g
+    u0, u1, u2, u3, u4, u5 = u
+    for i in range(g0.size):
+        u0[i], u1[i], u2[i], u3[i], u4[i], u5[i] = weights_to_points(g0[i], g1[i], g2[i])
+
+
+@piece
+def six_rows(x, k):
+    """Six rows of (m, n) from the k-th on."""
+    return x[k], x[k + 1], x[k + 2], x[k + 3], x[k + 4], x[k + 5]
+
+
+@piece
+def six(x, k, row):
+    """The same row of six arrays of (m, r, n), from the k-th on."""
+    return x[k, row], x[k + 1, row], x[k + 2, row], x[k + 3, row], x[k + 4, row], x[k + 5, row]
+
+
+@piece
+def six_parts(x, k, step, row, start, stop):
+    """A part of the same row of six arrays of (m, r, n): the k-th and every `step`-th after it."""
+    return (
+        x[k, row, start:stop],
+        x[k + step, row, start:stop],
+        x[k + 2 * step, row, start:stop],
+        x[k + 3 * step, row, start:stop],
+        x[k + 4 * step, row, start:stop],
+        x[k + 5 * step, row, start:stop],
+    )
 
 
 @loop
@@ -57,17 +109,11 @@ def to_weights(first, last, weight, out):
             for tap in range(9):
                 taps[tap, i] = kernel[i, tap]
         for column in range(3):
-            g0, g1, g2 = taps[column], taps[column + 3], taps[column + 6]
-            h = halfway[:, column]
-            h0, h1, h2, h3, h4, h5 = h[0], h[1], h[2], h[3], h[4], h[5]
-            for i in range(channels):
-                h0[i], h1[i], h2[i], h3[i], h4[i], h5[i] = weights_to_points(g0[i], g1[i], g2[i])
+            kernel_rows = taps[column], taps[column + 3], taps[column + 6]
+            weights_to_points_of_rows(kernel_rows, six(halfway, 0, column))
         for side in range(SIDE):
-            g0, g1, g2 = halfway[side, 0], halfway[side, 1], halfway[side, 2]
-            u = out[side * SIDE :, o]
-            u0, u1, u2, u3, u4, u5 = u[0], u[1], u[2], u[3], u[4], u[5]
-            for i in range(channels):
-                u0[i], u1[i], u2[i], u3[i], u4[i], u5[i] = weights_to_points(g0[i], g1[i], g2[i])
+            kernel_rows = halfway[side, 0], halfway[side, 1], halfway[side, 2]
+            weights_to_points_of_rows(kernel_rows, six(out, side * SIDE, o))
 
 
 @loop
@@ -75,7 +121,7 @@ def to_temporal_weights(first, last, weight, out):
     """Kernels of three frames to tiles: weight: (o, i, 3); out: (6, o, i)."""
     for o in range(first, last):
         g = weight[o]
-        u0, u1, u2, u3, u4, u5 = out[0, o], out[1, o], out[2, o], out[3, o], out[4, o], out[5, o]
+        u0, u1, u2, u3, u4, u5 = six(out, 0, o)
         for i in range(weight.shape[1]):
             u0[i], u1[i], u2[i], u3[i], u4[i], u5[i] = weights_to_points(g[i, 0], g[i, 1], g[i, 2])
 
@@ -102,10 +148,8 @@ def frames_to_tiles(first, last, x, start, stop, tiles):
             d3 = clip[t + 3] if t + 3 < frames else nothing
             d4 = clip[t + 4] if t + 4 < frames else nothing
             d5 = clip[t + 5] if t + 5 < frames else nothing
-            v = tiles[:, channel, tile * pixels : (tile + 1) * pixels]
-            v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
-            for i in range(pixels):
-                v0[i], v1[i], v2[i], v3[i], v4[i], v5[i] = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
+            places = six_parts(tiles, 0, 1, channel, tile * pixels, (tile + 1) * pixels)
+            to_points_of_rows((d0, d1, d2, d3, d4, d5), places)
 
 
 @loop
@@ -124,14 +168,12 @@ def to_frames(first, last, tiles, start, stop, out):
     for channel in range(first, last):
         for tile in range(clips * along):
             clip, t = out[tile // along, channel, :, start:stop], tile % along * TILE
-            m = tiles[:, channel, tile * pixels : (tile + 1) * pixels]
-            m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
+            places = six_parts(tiles, 0, 1, channel, tile * pixels, (tile + 1) * pixels)
             y0 = clip[t]
             y1 = clip[t + 1] if t + 1 < frames else beyond
             y2 = clip[t + 2] if t + 2 < frames else beyond
             y3 = clip[t + 3] if t + 3 < frames else beyond
-            for i in range(pixels):
-                y0[i], y1[i], y2[i], y3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])
+            from_points_of_rows(places, (y0, y1, y2, y3))
 
 
 @loop
@@ -168,12 +210,11 @@ def to_tiles(first, last, x, scale, top, tiles):
                 else:
                     for i in range(width):
                         under[i + 1, row] = F(0)
-        to_points_of_rows(pixels_flat, edges_flat)
+        to_points_of_rows(six_rows(pixels_flat, 0), six_rows(edges_flat, 0))
         for side in range(SIDE):
             for column in range(across):
-                start = column * rows
-                places = tiles[side * SIDE : (side + 1) * SIDE, channel, start : start + rows]
-                to_points_of_rows(edges[side, TILE * column : TILE * column + SIDE], places)
+                places = six_parts(tiles, side * SIDE, 1, channel, column * rows, (column + 1) * rows)
+                to_points_of_rows(six_rows(edges[side], TILE * column), places)
 
 
 @loop
@@ -197,9 +238,10 @@ def to_pixels(first, last, tiles, top, out, offset):
         for column in range(across):
             start, x = column * rows, column * TILE
             for side in range(SIDE):
-                from_points_of_rows(tiles[side::SIDE, channel, start : start + rows], halfway[:, side])
+                places = six_parts(tiles, side, SIDE, channel, start, start + rows)
+                from_points_of_rows(places, (halfway[0, side], halfway[1, side], halfway[2, side], halfway[3, side]))
             for line in range(TILE):
-                from_points_of_rows(halfway[line], pixels)
+                from_points_of_rows(six_rows(halfway[line], 0), (pixels[0], pixels[1], pixels[2], pixels[3]))
                 for row in range(rows):
                     frame, y = frames[row], lines[row] + line
                     if y >= height:
@@ -216,21 +258,3 @@ def rows_of_tiles(top, count, height):
     for row in range(count):
         frames[row], lines[row] = (top + row) // down, (top + row) % down * TILE
     return frames, lines
-
-
-@loop
-def to_points_of_rows(d, v):
-    """:func:`to_points` of six rows, (6, n) -> (6, n)."""
-    d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
-    v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
-    for i in range(d.shape[1]):
-        v0[i], v1[i], v2[i], v3[i], v4[i], v5[i] = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
-
-
-@loop
-def from_points_of_rows(m, y):
-    """:func:`from_points` of six rows, (6, n) -> (4, n)."""
-    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
-    y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
-    for i in range(m.shape[1]):
-        y0[i], y1[i], y2[i], y3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])

@@ -15,11 +15,13 @@ from gm.device.loops.minimal_filter import (
     TILE,
     F,
     rows_of_tiles,
+    six_parts,
+    six_rows,
 )
-from gm.device.loops.threads import loop
+from gm.device.loops.threads import loop, piece
 
 
-@loop
+@piece
 def from_points(v0, v1, v2, v3, v4, v5):
     """B v, for :func:`gm.device.loops.minimal_filter.to_points`."""
     even_p, odd_p = v1 + v2, P1 * (v1 - v2)
@@ -31,12 +33,30 @@ def from_points(v0, v1, v2, v3, v4, v5):
     return d0, d1, d2, d3, v0 + even_p + even_q, v5
 
 
-@loop
+@piece
 def to_points(y0, y1, y2, y3):
     """A y, for :func:`gm.device.loops.minimal_filter.from_points`."""
     even_p, odd_p = y0 + P2 * y2, P1 * y1 + P3 * y3
     even_q, odd_q = y0 + Q2 * y2, Q1 * y1 + Q3 * y3
     return y0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y3
+
+
+@piece
+def from_points_of_rows(v, d):
+    """:func:`from_points` of six rows of numbers, into six."""
+    v0, v1, v2, v3, v4, v5 = v
+    d0, d1, d2, d3, d4, d5 = d
+    for i in range(v0.size):
+        d0[i], d1[i], d2[i], d3[i], d4[i], d5[i] = from_points(v0[i], v1[i], v2[i], v3[i], v4[i], v5[i])
+
+
+@piece
+def to_points_of_rows(y, m):
+    """:func:`to_points` of four rows of numbers, into six."""
+    y0, y1, y2, y3 = y
+    m0, m1, m2, m3, m4, m5 = m
+    for i in range(y0.size):
+        m0[i], m1[i], m2[i], m3[i], m4[i], m5[i] = to_points(y0[i], y1[i], y2[i], y3[i])
 
 
 @loop
@@ -59,8 +79,8 @@ def from_tiles(first, last, tiles, out):
     for channel in range(first, last):
         for side in range(SIDE):
             for column in range(across):
-                start = column * rows
-                from_points_of_rows(tiles[side * SIDE : (side + 1) * SIDE, channel, start : start + rows], part)
+                places = six_parts(tiles, side * SIDE, 1, channel, column * rows, (column + 1) * rows)
+                from_points_of_rows(places, six_rows(part, 0))
                 for place in range(SIDE):
                     source, target = part[place], edges[side, TILE * column + place]
                     if place < 2 and column > 0:
@@ -69,7 +89,7 @@ def from_tiles(first, last, tiles, out):
                     else:
                         for row in range(rows):
                             target[row] = source[row]
-        from_points_of_rows(edges_flat, pixels_flat)
+        from_points_of_rows(six_rows(edges_flat, 0), six_rows(pixels_flat, 0))
         for frame in range(frames):
             out[frame, channel] = F(0)
         for row in range(rows):
@@ -106,9 +126,11 @@ def from_pixels(first, last, pixels, tiles):
                     for i in range(TILE):
                         under[line, i, row] = plane[lines[row] + line, x + i]
             for line in range(TILE):
-                to_points_of_rows(under[line], halfway[line])
+                column_of_line = under[line, 0], under[line, 1], under[line, 2], under[line, 3]
+                to_points_of_rows(column_of_line, six_rows(halfway[line], 0))
             for side in range(SIDE):
-                to_points_of_rows(halfway[:, side], tiles[side::SIDE, channel, start : start + rows])
+                lines_of_side = halfway[0, side], halfway[1, side], halfway[2, side], halfway[3, side]
+                to_points_of_rows(lines_of_side, six_parts(tiles, side, SIDE, channel, start, start + rows))
 
 
 @loop
@@ -126,8 +148,7 @@ def tiles_to_frames(first, last, tiles, out):
     for channel in range(first, last):
         for tile in range(clips * along):
             clip, t = out[tile // along, channel], tile % along * TILE
-            v = tiles[:, channel, tile * pixels : (tile + 1) * pixels]
-            v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
+            v0, v1, v2, v3, v4, v5 = six_parts(tiles, 0, 1, channel, tile * pixels, (tile + 1) * pixels)
             y0, y1, y2, y3 = clip[t], clip[t + 1], clip[t + 2], clip[t + 3]
             last_before = clip[t - 1] if t > 0 else before
             for i in range(pixels):
@@ -152,22 +173,5 @@ def from_frames(first, last, frames, tiles):
     for channel in range(first, last):
         for tile in range(frames.shape[0] * along):
             clip, t = frames[tile // along, channel], tile % along * TILE
-            to_points_of_rows(clip[t : t + TILE], tiles[:, channel, tile * pixels : (tile + 1) * pixels])
-
-
-@loop
-def from_points_of_rows(v, d):
-    """:func:`from_points` of six rows, (6, n) -> (6, n)."""
-    v0, v1, v2, v3, v4, v5 = v[0], v[1], v[2], v[3], v[4], v[5]
-    d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
-    for i in range(v.shape[1]):
-        d0[i], d1[i], d2[i], d3[i], d4[i], d5[i] = from_points(v0[i], v1[i], v2[i], v3[i], v4[i], v5[i])
-
-
-@loop
-def to_points_of_rows(y, m):
-    """:func:`to_points` of four rows, (4, n) -> (6, n)."""
-    y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
-    m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
-    for i in range(y.shape[1]):
-        m0[i], m1[i], m2[i], m3[i], m4[i], m5[i] = to_points(y0[i], y1[i], y2[i], y3[i])
+            places = six_parts(tiles, 0, 1, channel, tile * pixels, (tile + 1) * pixels)
+            to_points_of_rows((clip[t], clip[t + 1], clip[t + 2], clip[t + 3]), places)

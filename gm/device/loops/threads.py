@@ -22,6 +22,15 @@ def loop(function: Callable) -> Callable:
         return numba.njit(**OPTIONS)(function)
 
 
+def piece(function: Callable) -> Callable:
+    """A part of loops of the same file, which is written into these before they are compiled.
+
+    What is only called cannot be vectorised together with its caller, which takes four times as long where it returns
+    several numbers. Arrays must be contiguous for it, too: `x[k, row]` and `x[k, row, first:last]`, not `x[:, row][k]`.
+    """
+    return numba.njit(inline="always", **OPTIONS)(function)
+
+
 def spread(function: Callable, count: int, size: int, *args: Any) -> None:
     """`function(0, count, *args)`, in parts beside each other.
 
