@@ -22,7 +22,8 @@ PROJECT = Path(__file__).resolve().parent
 MODEL = {"SVD.config": "configs/svd_tiny.yaml", "SVD.checkpoint": "checkpoints/svd_tiny.safetensors"}
 REMEDIES = (
     "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds one stage's weights at a time), "
-    "fewer frames (--SVD.num_frames), a smaller picture (--SVD.height, --SVD.width)"
+    "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller picture "
+    "(--SVD.height, --SVD.width)"
 )
 STEM_LENGTH = 48  # characters of the image's name in the video's: file systems allow 255 bytes in all
 

@@ -74,16 +74,30 @@ def unet_of_config(config: Path, checkpoint: Path) -> UNetSpatioTemporalConditio
 def load_vae(checkpoint: Path) -> AutoencoderKLTemporalDecoder:
     """The full-size autoencoder: the conditioner's encoder and the temporal decoder."""
     with torch.device("meta"):
-        vae = AutoencoderKLTemporalDecoder(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2
-        )
+        vae = empty_vae()
     vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)), assign=True)
     return vae.eval()
 
 
+def empty_vae() -> AutoencoderKLTemporalDecoder:
+    """The full-size autoencoder without its weights."""
+    return AutoencoderKLTemporalDecoder(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2
+    )
+
+
 def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
     """CLIP's image tower in fp32, with the options of :class:`gm.clip.VisionTransformer`."""
-    clip = CLIPVisionModelWithProjection(
+    clip = empty_image_encoder(options)
+    state = _state(checkpoint, (VISUAL_PREFIX,))
+    missing, extra = clip.load_state_dict(state, strict=False, assign=True)
+    assert not extra and all(name.endswith("position_ids") for name in missing)
+    return clip.float().eval()  # assigned as they are, the tensors of an fp16 file are fp16
+
+
+def empty_image_encoder(options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
+    """The same with weights of its own."""
+    return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=options["width"],
             intermediate_size=options["mlp_width"],
@@ -95,10 +109,6 @@ def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) 
             hidden_act="gelu",
         )
     )
-    state = _state(checkpoint, (VISUAL_PREFIX,))
-    missing, extra = clip.load_state_dict(state, strict=False, assign=True)
-    assert not extra and all(name.endswith("position_ids") for name in missing)
-    return clip.float().eval()  # assigned as they are, the tensors of an fp16 file are fp16
 
 
 def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPipeline:

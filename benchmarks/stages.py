@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks import harness  # noqa: E402
+from benchmarks.stage_flops import decoder_flops, encoder_flops  # noqa: E402
 
 OURS, PEER = "ours", "diffusers"
 CONTENDERS = (OURS, PEER)
@@ -86,6 +87,16 @@ def run_diffusers(args: argparse.Namespace) -> None:
     harness.measure_steps(step, start, args.steps)
 
 
+def arithmetic(args: argparse.Namespace) -> Dict[str, int]:
+    """Contender -> floating-point operations of the stage; they are the same."""
+    from modules.parameter_table import expected_parameters
+
+    shapes, (height, width) = expected_parameters(CONFIG), (int(size) // 8 for size in args.size.split("x"))
+    if args.stage == "decode":
+        return dict.fromkeys(CONTENDERS, decoder_flops(shapes, args.frames, height, width))
+    return dict.fromkeys(CONTENDERS, encoder_flops(shapes, height, width))
+
+
 def main() -> None:
     parser = harness.make_parser(__doc__, CONTENDERS, "output/random_svd.safetensors", None, steps=2)
     parser.add_argument("--stage", choices=STAGES, default="decode", help="what is measured")
@@ -101,7 +112,7 @@ def main() -> None:
     ensure_checkpoint(args.checkpoint, CONFIG)
     question = {"what": f"{args.stage}, fp32", "size": args.size, "frames": args.frames, "chunk": args.chunk}
     out = args.out or PROJECT / f"benchmarks/results/{args.stage}.json"
-    harness.save(out, question, harness.compare(__file__, args), PEER)
+    harness.save(out, question, harness.compare(__file__, args), PEER, arithmetic(args))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks import harness  # noqa: E402
+from benchmarks.flops import Clip, unet_flops  # noqa: E402
 from gm.config import load_config, load_model  # noqa: E402
+from modules.parameter_table import expected_parameters  # noqa: E402
 
 PEER = "diffusers"
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 MODES = {"graph": 0, "unfused": 0, "pynative": 1}
 CONTENDERS = (*MODES, PEER)
 CONFIG = PROJECT / "configs/svd_tiny.yaml"
+PASSES = 3
 
 
 def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.ndarray]:
@@ -92,6 +95,15 @@ def run_diffusers(args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> Non
     harness.measure_steps(step, start, args.steps)
 
 
+def arithmetic(args: argparse.Namespace) -> Dict[str, int]:
+    """Contender -> floating-point operations of its step: a forward pass, and twice as many for the gradients of the
+    activations and of the weights."""
+    height, width = (int(size) // 8 for size in args.size.split("x"))
+    shapes, clip = expected_parameters(CONFIG), Clip(args.batch, args.frames, height, width)
+    ours, theirs = (PASSES * unet_flops(shapes, clip, one_token_shortcut) for one_token_shortcut in (True, False))
+    return {**dict.fromkeys(MODES, ours), PEER: theirs}
+
+
 def main() -> None:
     parser = harness.make_parser(
         __doc__, CONTENDERS, "output/random_svd_tiny.safetensors", "benchmarks/results/train_step.json", steps=9
@@ -108,7 +120,7 @@ def main() -> None:
 
     ensure_checkpoint(args.checkpoint, CONFIG)
     question = {"what": "training step, fp32", "model": CONFIG.name, "size": args.size, "frames": args.frames}
-    harness.save(args.out, {**question, "batch": args.batch}, harness.compare(__file__, args), PEER)
+    harness.save(args.out, {**question, "batch": args.batch}, harness.compare(__file__, args), PEER, arithmetic(args))
 
 
 if __name__ == "__main__":

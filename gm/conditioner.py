@@ -1,9 +1,12 @@
 """All embedders together: a batch of named inputs to the UNet's three kinds of conditioning."""
 
+from functools import partial
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from mindspore import Tensor, nn
+
+from gm.tiling import in_tiles
 
 
 class Conditioning(NamedTuple):
@@ -36,12 +39,15 @@ class GeneralConditioner(nn.Cell):
     def input_keys(self) -> List[str]:
         return [embedder.input_key for embedder in self.embedders]
 
-    def embed(self, batch: Dict[str, np.ndarray], skip: Optional[Sequence[str]] = None) -> Dict[str, np.ndarray]:
+    def embed(
+        self, batch: Dict[str, np.ndarray], skip: Optional[Sequence[str]] = None, tile_size: int = 0
+    ) -> Dict[str, np.ndarray]:
         """The conditioning of each kind, from host arrays to host arrays.
 
         Args:
             batch: `input_key` -> numbers (b,) or pixels (b, 3, H, W), range -1..1.
             skip: input keys not to embed (whose results are cached).
+            tile_size: height and width in pixels that the autoencoder takes at once, see :mod:`gm.tiling`; 0 for any.
 
         Raises:
             KeyError: an embedder's input is missing.
@@ -52,10 +58,19 @@ class GeneralConditioner(nn.Cell):
                 continue
             value = batch[embedder.input_key].astype(np.float32)
             prepare = getattr(embedder, "prepare", None)
-            out = embedder(Tensor(prepare(value) if prepare else value)).asnumpy().astype(np.float32)
+            value = prepare(value) if prepare else value
+            if hasattr(embedder, "downsampling"):
+                unit = embedder.downsampling
+                out = in_tiles(partial(_on_host, embedder), value, tile_size // unit, (unit, 1))
+            else:
+                out = _on_host(embedder, value)
             parts.setdefault(KIND_OF_NDIM[out.ndim], []).append(out)
         return {kind: np.concatenate(values, axis=1) for kind, values in parts.items()}
 
-    def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
+    def condition(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Conditioning:
         """All three kinds; see :meth:`embed`."""
-        return Conditioning(**self.embed(batch))
+        return Conditioning(**self.embed(batch, tile_size=tile_size))
+
+
+def _on_host(embedder: nn.Cell, value: np.ndarray) -> np.ndarray:
+    return embedder(Tensor(value)).asnumpy().astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from gm.autoencoder import DOWNSAMPLING
+from gm.autoencoder import DOWNSAMPLING, AutoencodingEngine
 from gm.checkpoints.checkpoint import open_checkpoint
 from gm.checkpoints.checkpoint_names import compare_names
 from gm.conditioner import Conditioning
@@ -23,6 +23,7 @@ from gm.feature_cache import FeatureCache
 from gm.guider import EVERY_SIGMA, Guider
 from gm.sampler import Sampler
 from gm.stage import Stage
+from gm.tiling import in_tiles
 
 # Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
 BATCHED_GUIDANCE_BYTES = 1 << 27
@@ -44,6 +45,8 @@ class DiffusionEngine:
         fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.device.kernel_fusion`); None: if
             the UNet is large enough for that to pay.
         feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.feature_cache`); 1: always.
+        tile_size: height and width in pixels that the autoencoder takes at once; larger pictures are encoded and
+            decoded in overlapping tiles (:mod:`gm.tiling`). 0: of any size.
         compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.device.compile_cache`). The
             network must be as its recipe makes it.
     """
@@ -66,6 +69,7 @@ class DiffusionEngine:
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fuse_kernels: Optional[bool] = None
         self.feature_cache = 1
+        self.tile_size = 0
         self.compile_cache = False
         self._cache: Optional[FeatureCache] = None
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
@@ -114,7 +118,7 @@ class DiffusionEngine:
     def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
         """The conditioning of a batch of named inputs (:class:`gm.conditioner.GeneralConditioner`)."""
         with self.conditioner as conditioner, eager_alone():
-            return conditioner.condition(batch)
+            return conditioner.condition(batch, self.tile_size)
 
     def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Denoises a batch of clips.
@@ -167,10 +171,16 @@ class DiffusionEngine:
             for clip in latents / np.float32(self.scale_factor):
                 starts = range(0, len(clip), chunk)
                 parts = [clip[start : start + chunk] for start in starts]
-                clips.append(
-                    [autoencoder.decode(Tensor(part), len(part)).asnumpy() for part in _progress("decoding")(parts)]
-                )
+                clips.append([self._decoded(autoencoder, part) for part in _progress("decoding")(parts)])
         return np.stack([np.concatenate(parts) for parts in clips])
+
+    def _decoded(self, autoencoder: AutoencodingEngine, latents: np.ndarray) -> np.ndarray:
+        """(t, 4, h, w), not scaled -> (t, 3, 8h, 8w)."""
+
+        def decode(tile: np.ndarray) -> np.ndarray:
+            return autoencoder.decode(Tensor(tile), len(tile)).asnumpy()
+
+        return in_tiles(decode, latents, self.tile_size // DOWNSAMPLING, (1, DOWNSAMPLING))
 
 
 def _used_in_conditioning(name: str) -> bool:

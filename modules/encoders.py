@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor, nn
 
-from gm.autoencoder import AutoencoderKL, AutoencodingEngine
+from gm.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
 from gm.conditioner import GeneralConditioner
 from gm.embedders import FrozenOpenCLIPImageEmbedder
 
@@ -36,7 +36,12 @@ class VideoPredictionEmbedderWithEncoder(nn.Cell):
     Args:
         encoder: an autoencoder; the mode of its posterior is taken.
         input_key: the frame's name in the batch.
+
+    Attributes:
+        downsampling: pixels of the frame to one of the latent; frames may come in tiles.
     """
+
+    downsampling = DOWNSAMPLING
 
     def __init__(self, encoder: AutoencodingEngine, input_key: str) -> None:
         super().__init__()

@@ -17,9 +17,11 @@ from gm.config import load_model
 from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.errors import UserError
 from gm.guider import EVERY_SIGMA
-from modules.frame_size import check_frame_size
+from modules.frame_size import SIZE_MULTIPLE, check_frame_size
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 from modules.sampling_choices import choose_sampler
+
+LEAST_TILE = 128  # pixels: a smaller one is all seam
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class SVDPipeline:
         noise_aug_strength: standard deviation of the noise added to the image (range -1..1) before it is encoded: more
             means more motion and less likeness.
         decode_chunk_size: frames decoded at a time; fewer take less memory, more flicker less. 0 decodes all at once.
+        tile_size: height and width in pixels that the autoencoder takes at once, a multiple of 64 from 128 on: larger
+            pictures are encoded and decoded in tiles that overlap by a fourth, for less memory. 0 takes any size.
         sampling_steps: steps of the sampler. 0 takes the YAML's.
         amp_level: O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend
             and O0 on CPU.
@@ -74,6 +78,7 @@ class SVDPipeline:
         motion_bucket_id: int = 127,
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int = 0,
+        tile_size: int = 0,
         sampling_steps: int = 0,
         amp_level: Literal["auto", "O0", "O2"] = "auto",
         sampler: Optional[Literal["euler", "heun", "euler_ancestral", "dpmpp2m", "consistency"]] = None,
@@ -99,6 +104,7 @@ class SVDPipeline:
         self.fps, self.motion_bucket_id = fps, motion_bucket_id
         self.noise_aug_strength = noise_aug_strength
         self.decode_chunk_size = decode_chunk_size
+        self.engine.tile_size = tile_size
         self.crop_offset = tuple(crop_offset)
         self._check()
         if sampling_steps < 0:
@@ -174,6 +180,7 @@ class SVDPipeline:
             "motion_bucket_id": self.motion_bucket_id,
             "noise_aug_strength": self.noise_aug_strength,
             "decode_chunk_size": self.decode_chunk_size,
+            "tile_size": self.engine.tile_size,
             "sampling_steps": sampler.num_steps,
             "sampler": type(sampler).__name__,
             "schedule": type(sampler.discretization).__name__,
@@ -218,6 +225,10 @@ class SVDPipeline:
             raise UserError(f"--SVD.noise_aug_strength={self.noise_aug_strength}: must be 0 or more")
         if self.decode_chunk_size < 0:
             raise UserError(f"--SVD.decode_chunk_size={self.decode_chunk_size}: must be 0 (all frames) or more")
+        tile_size = self.engine.tile_size
+        if tile_size and (tile_size < LEAST_TILE or tile_size % SIZE_MULTIPLE):
+            allowed = f"0 (any size), or a multiple of {SIZE_MULTIPLE} from {LEAST_TILE} on"
+            raise UserError(f"--SVD.tile_size={tile_size}: must be {allowed}")
         if not all(0 <= offset <= 1 for offset in self.crop_offset):
             raise UserError(f"--SVD.crop_offset={list(self.crop_offset)}: both must be 0 to 1")
         if not 5 <= self.fps <= 30:

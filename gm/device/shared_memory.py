@@ -24,7 +24,8 @@ _known: Dict[Tuple, Tuple] = {}  # what `remembered` has computed: method and in
 
 def remembered(method: Callable, *inputs: Any) -> Any:
     """See :func:`gm.device.kernels.constant`."""
-    key = (id(method.__self__), method.__name__, *((value if isinstance(value, int) else id(value)) for value in inputs))
+    values = [value if isinstance(value, int) else id(value) for value in inputs]
+    key = (id(method.__self__), method.__name__, *values)
     if key not in _known:
         _known[key] = method(*inputs), method, inputs
     return _known[key][0]

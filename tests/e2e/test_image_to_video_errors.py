@@ -97,6 +97,8 @@ def test_unwritable_output_folders_are_found_before_weights_are_read(fails, no_w
         (["--SVD.motion_bucket_id=256"], ["--SVD.motion_bucket_id=256", "0 to 255"]),
         (["--SVD.crop_offset=[0,2]"], ["--SVD.crop_offset=[0", "0 to 1"]),
         (["--SVD.decode_chunk_size=-1"], ["--SVD.decode_chunk_size=-1"]),
+        (["--SVD.tile_size=64"], ["--SVD.tile_size=64", "multiple of 64 from 128 on"]),
+        (["--SVD.tile_size=200"], ["--SVD.tile_size=200", "multiple of 64 from 128 on"]),
         (["--SVD.sampler=ddim"], ["--SVD.sampler: ddim", "euler, heun, euler_ancestral, dpmpp2m, consistency"]),
         (["--SVD.guidance_interval=[5,1]"], ["--SVD.guidance_interval=[5,1]", "two sigmas"]),
         (["--SVD.guidance_interval=3"], ["--SVD.guidance_interval"]),

@@ -204,3 +204,34 @@ def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch):
 
     monkeypatch.setattr(threads.numba, "njit", unable)
     assert threads.loop(len) is len
+
+
+@pytest.mark.parametrize("rows", [3, shared_memory.SOME_ROWS, shared_memory.MANY_ROWS])
+@pytest.mark.parametrize("outputs", [5, 40])
+def test_products_of_few_rows_and_of_many(rows, outputs):
+    x, weight = numbers(2, -(-rows // 2), 7), numbers(outputs, 7, seed=1)
+    dx, dweight = exact(x, weight)
+    assert_close(kernels.product(Tensor(x), Tensor(weight)), (dx @ dweight.T).flatten(0, 1))
+
+
+class Counting:
+    def __init__(self):
+        self.calls = 0
+
+    def sum(self, x, number):
+        self.calls += 1
+        return x + number
+
+
+def test_what_is_constant_is_computed_once_for_the_same_inputs():
+    counting, x = Counting(), Tensor(numbers(3))
+    first = kernels.constant(counting.sum, x, 1)
+    assert kernels.constant(counting.sum, x, 1) is first
+    kernels.constant(counting.sum, x, 2)
+    kernels.constant(counting.sum, Tensor(numbers(3)), 1)
+    kernels.constant(Counting().sum, x, 1)
+    assert counting.calls == 3
+    with eager():
+        pass
+    kernels.constant(counting.sum, x, 1)
+    assert counting.calls == 4  # parameters may have changed
