@@ -2,6 +2,7 @@
 run with the same noise (25 steps, guidance 1.0 to 2.5, as SVD itself is sampled).
 
     python benchmarks/shortcuts.py --images examples
+    python benchmarks/shortcuts.py --images examples --size 256 --contenders full tile_size=128 --out tiles.json
 """
 
 import argparse
@@ -30,6 +31,8 @@ SHORTCUTS: Dict[str, Dict[str, Any]] = {
     "sampling_steps=10 schedule=ays": {"sampling_steps": 10, "schedule": "ays"},
     "sampling_steps=10 sampler=dpmpp2m": {"sampling_steps": 10, "sampler": "dpmpp2m"},
 }
+TILES = "tile_size=128"  # for pictures that are larger than that
+CONTENDERS = {**SHORTCUTS, TILES: {"tile_size": 128}}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from data.image_reader import find_images, read_image
     from modules.pipeline import SVDPipeline
 
-    pipeline = SVDPipeline(CONFIG, args.checkpoint, compile_cache=False, **{**FULL, **SHORTCUTS[args.child]})
+    settings = {**FULL, **CONTENDERS[args.child], "height": args.size, "width": args.size}
+    pipeline = SVDPipeline(CONFIG, args.checkpoint, compile_cache=False, **settings)
     images = [read_image(path) for path in find_images(args.images, "--images")[: args.limit]]
     pipeline(images[0], seed=0)
     clips: List[np.ndarray] = []
@@ -59,9 +63,10 @@ def mean_psnr(folder: Path, name: str) -> float:
 
 def main() -> None:
     parser = harness.make_parser(
-        __doc__, tuple(SHORTCUTS), "checkpoints/svd_tiny.safetensors", "benchmarks/results/shortcuts.json", steps=0
+        __doc__, tuple(CONTENDERS), "checkpoints/svd_tiny.safetensors", "benchmarks/results/shortcuts.json", steps=0
     )
-    parser.set_defaults(repeats=1)
+    parser.set_defaults(repeats=1, contenders=list(SHORTCUTS))
+    parser.add_argument("--size", type=int, default=128, help="height and width of the clips in pixels")
     parser.add_argument("--images", type=Path, default=PROJECT / "examples", help="a folder")
     parser.add_argument("--limit", type=int, default=4, help="pictures, the first ones")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -76,9 +81,8 @@ def main() -> None:
         results = harness.compare(__file__, args)
         for name in set(results) - {FULL_RUN}:
             results[name] = [{**figures, "psnr_db": mean_psnr(Path(folder), name)} for figures in results[name]]
-    harness.save(
-        args.out, {"what": "a clip of svd_tiny", "full": dict(FULL), "pictures": args.limit}, results, FULL_RUN
-    )
+    question = {"what": "a clip of svd_tiny", "full": dict(FULL), "pictures": args.limit, "size": args.size}
+    harness.save(args.out, question, results, FULL_RUN)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def run_ours(args: argparse.Namespace) -> None:
     values = inputs(args)
     start = time.perf_counter()
     engine = load_model(CONFIG)
+    engine.tile_size = args.tile
     engine.attach(args.checkpoint)
     if args.stage == "decode":
         engine.first_stage.load()
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--size", default="256x256", help="pixels, height x width")
     parser.add_argument("--frames", type=int, default=14, help="that are decoded")
     parser.add_argument("--chunk", type=int, default=0, help="frames decoded together; 0: all")
+    parser.add_argument("--tile", type=int, default=0, help="this project's --SVD.tile_size; 0: whole pictures")
     args = parser.parse_args()
     if args.child:
         run_ours(args) if args.child == OURS else run_diffusers(args)
@@ -111,6 +113,7 @@ def main() -> None:
 
     ensure_checkpoint(args.checkpoint, CONFIG)
     question = {"what": f"{args.stage}, fp32", "size": args.size, "frames": args.frames, "chunk": args.chunk}
+    question.update({"tile": args.tile} if args.tile else {})
     out = args.out or PROJECT / f"benchmarks/results/{args.stage}.json"
     harness.save(out, question, harness.compare(__file__, args), PEER, arithmetic(args))
 
