@@ -1,8 +1,8 @@
 """How the full-size model's cost grows, fp32: the UNet step with frames, pixels and clips, decoding with its chunk.
 
-Each point is a process of its own of unet_step.py or stages.py: this project against diffusers, one round. A point that
-was measured before is kept, so that a run can be stopped; --redo measures it again. Each question gives a JSON file and
-a plot.
+Each point is a process of its own of unet_step.py or stages.py: this project against diffusers, one round; at 576x1024
+pixels this project alone, and its first step. A point that was measured before is kept, so that a run can be stopped;
+--redo measures it again. Each question gives a JSON file and a plot.
 
     python benchmarks/growth.py --questions frames pixels clips chunk
 """
@@ -21,6 +21,7 @@ from benchmarks import harness  # noqa: E402
 CONFIG = PROJECT / "configs/svd.yaml"
 PEER = "diffusers"
 FIGURES = {"step_s": "seconds", "peak_gb": "peak memory, GB"}
+FULL_SIZE = "576x1024"  # a step takes minutes, and diffusers' attention more memory than small machines have
 Record = Dict[str, Dict[str, harness.Result]]  # point -> contender -> figures
 
 
@@ -42,7 +43,7 @@ QUESTIONS = {
         "UNet step, 128x128 pixels, guidance on", "frames",
     ),
     "pixels": Question(
-        "unet_step.py", "pynative", "size", ("64x64", "128x128", "192x192", "256x256"), ("--frames=14",),
+        "unet_step.py", "pynative", "size", ("64x64", "128x128", "256x256", FULL_SIZE), ("--frames=14",),
         "UNet step, 14 frames, guidance on", "pixels of a frame",
     ),
     "clips": Question(
@@ -50,8 +51,8 @@ QUESTIONS = {
         "UNet step, 14 frames of 64x64 pixels, guidance on", "clips in a batch",
     ),
     "chunk": Question(
-        "stages.py", "ours", "chunk", ("1", "2", "4", "7", "14"), ("--stage=decode", "--size=256x256", "--frames=14"),
-        "decoding 14 frames of 256x256 pixels", "frames decoded together",
+        "stages.py", "ours", "chunk", ("1", "2", "4", "7", "14"), ("--stage=decode", "--size=128x128", "--frames=14"),
+        "decoding 14 frames of 128x128 pixels", "frames decoded together",
     ),
 }  # fmt: skip
 
@@ -62,9 +63,10 @@ def measure(question: Question, path: Path, args: argparse.Namespace) -> Record:
     about = {"question": question.title, "varied": question.axis, "machine": harness.machine()}
     for point in question.points:
         known = {} if args.redo else record.get(point, {})
-        flags = [*question.fixed, f"--{question.flag}={point}", f"--checkpoint={args.checkpoint}", "--steps=1"]
+        steps, contenders = (0, [question.ours]) if point == FULL_SIZE else (1, [question.ours, PEER])
+        flags = [*question.fixed, f"--{question.flag}={point}", f"--checkpoint={args.checkpoint}", f"--steps={steps}"]
         script = str(PROJECT / "benchmarks" / question.script)
-        names = [name for name in (question.ours, PEER) if name not in known]
+        names = [name for name in contenders if name not in known]
         runs = harness.alternate({name: [script, f"--child={name}", *flags] for name in names}, repeats=1)
         record[point] = {**known, **{name: results[0] for name, results in runs.items()}}
         harness.write_json(path, {**about, "points": record})
@@ -88,9 +90,14 @@ def plot(question: Question, record: Record, path: Path) -> None:
     points: List[str] = sorted(record, key=amount)
     for panel, (figure_name, label) in zip(panels, FIGURES.items()):
         for name, title in ((question.ours, "this project"), (PEER, "diffusers, PyTorch eager")):
-            values = [record[point][name][figure_name] for point in points]
-            panel.plot([amount(point) for point in points], values, marker="o", label=title)
+            measured = [point for point in points if name in record[point]]
+            values = [record[point][name][figure_name] for point in measured]
+            panel.plot([amount(point) for point in measured], values, marker="o", label=title)
         panel.set(xlabel=question.axis, ylabel=label, xlim=(0, None), ylim=(0, None))
+        if FULL_SIZE in points:  # a hundred times as much as the smallest
+            panel.set(xscale="log", xlim=(None, None))
+            if figure_name == "step_s":
+                panel.set(yscale="log", ylim=(None, None))
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle(question.title)

@@ -23,10 +23,13 @@ def loop(function: Callable) -> Callable:
 
 
 def piece(function: Callable) -> Callable:
-    """A part of loops of the same file, which is written into these before they are compiled.
+    """A part of loops, which is written into these before they are compiled.
 
     What is only called cannot be vectorised together with its caller, which takes four times as long where it returns
     several numbers. Arrays must be contiguous for it, too: `x[k, row]` and `x[k, row, first:last]`, not `x[:, row][k]`.
+
+    Numba compiles what it has kept anew when a loop's own file changes: a piece of loops of another file must be no
+    more than a name for some rows.
     """
     return numba.njit(inline="always", **OPTIONS)(function)
 

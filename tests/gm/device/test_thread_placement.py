@@ -42,6 +42,24 @@ def test_the_threads_of_loops_are_there_before_cores_are_given():
         assert os.sched_getaffinity(number).isdisjoint(os.sched_getaffinity(0))
 
 
+def test_the_thread_that_calls_has_a_core_whichever_it_is():
+    seen = []
+
+    def call():
+        with eager_alone():
+            inside = cores_of_threads()
+            own = inside.pop(threading.get_native_id())
+            seen.append(own)
+            number = threads._pool().submit(threading.get_native_id).result()
+            seen.append(inside[number])
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    own, helper = seen
+    assert len(own) == 1 and helper.isdisjoint(own)
+
+
 def test_an_error_gives_the_cores_back_and_so_does_a_thread_that_was_started_inside():
     before, release = os.sched_getaffinity(0), threading.Event()
     started = threading.Thread(target=release.wait)
