@@ -93,11 +93,10 @@ def plot(question: Question, record: Record, path: Path) -> None:
             measured = [point for point in points if name in record[point]]
             values = [record[point][name][figure_name] for point in measured]
             panel.plot([amount(point) for point in measured], values, marker="o", label=title)
-        panel.set(xlabel=question.axis, ylabel=label, xlim=(0, None), ylim=(0, None))
-        if FULL_SIZE in points:  # a hundred times as much as the smallest
-            panel.set(xscale="log", xlim=(None, None))
-            if figure_name == "step_s":
-                panel.set(yscale="log", ylim=(None, None))
+        panel.set(xlabel=question.axis, ylabel=label)
+        wide = FULL_SIZE in points  # a hundred times as much as the smallest
+        panel.set(xscale="log") if wide else panel.set_xlim(0)
+        panel.set(yscale="log") if wide and figure_name == "step_s" else panel.set_ylim(0)
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle(question.title)
