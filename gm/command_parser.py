@@ -7,6 +7,7 @@ from typing import Any, List, NoReturn, Optional, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
+from gm.config import yaml_text
 from gm.errors import UserError
 
 # What a user calls the types that jsonargparse's messages name.
@@ -34,6 +35,11 @@ class CommandParser(ArgumentParser):
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
         return super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """A YAML file's flags; it is looked at first, so that none is opened that cannot be built."""
+        yaml_text(path, "--config")
+        return super().parse_path(path, *args, **kwargs)
 
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
         """Sets defaults, also of arguments without one in their class, which are then no longer required."""

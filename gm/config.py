@@ -7,19 +7,27 @@ part when it needs it. The reference toolkit's own target paths and options are 
 
 import importlib
 import inspect
+import re
+import stat
+from io import StringIO
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from gm.errors import UserError
 from gm.files import reason
 from gm.option_types import describe, fits
-from gm.reference_yaml import our_options, our_target
+from gm.reference_yaml import CLASSES, our_options, our_target
 
 SUFFIX = "_config"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_BYTES = 1 << 20  # of a file
+MOST_FILES = 32  # that a file is made of, through `base`
+MOST_NODES = 100_000  # of a file, its aliases written out
 
 
 class Recipe:
@@ -61,39 +69,99 @@ def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = Non
         UserError: the file is missing, is no YAML, has an unresolvable interpolation, or is its own base.
     """
     try:
-        config = _merged(Path(path), flag)
+        config = _merged(Path(path), flag, [])
         if overrides:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+            _refuse_resolvers(overrides, path, flag)
         return OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # a TypeError where a list and a mapping are merged
         line = str(error).strip().splitlines()[0]
         raise UserError(f"{flag}: {path} is no valid configuration: {line}") from error
 
 
-def _merged(path: Path, flag: str, above: Tuple[Path, ...] = ()):
+def _merged(path: Path, flag: str, read: List[Path], above: Tuple[Path, ...] = ()) -> DictConfig:
+    """A file over its bases; `read` collects all files."""
     if path.resolve() in above:
         raise UserError(f"{flag}: {path} is its own `base`, through {', '.join(file.name for file in above)}")
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise UserError(f"{flag}: {path}: more than {MOST_FILES} files through `base`")
     own = _read(path, flag)
     bases = own.pop("base", OmegaConf.create([]))
     files = [path.parent / str(base) for base in (bases if OmegaConf.is_list(bases) else [bases])]
-    return OmegaConf.merge(*(_merged(file, flag, (*above, path.resolve())) for file in files), own)
+    return OmegaConf.merge(*(_merged(file, flag, read, (*above, path.resolve())) for file in files), own)
 
 
-def _read(path: Path, flag: str):
+def _read(path: Path, flag: str) -> DictConfig:
     """One file's mapping, as it stands."""
+    text = yaml_text(path, flag)
     try:
-        config = OmegaConf.load(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{flag}: no file at {path}; configs/ has the ones that come with the project") from error
-    except OSError as error:
-        raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag}: {path} is no text file; a YAML file is expected") from error
-    except YAMLError as error:
+        config = OmegaConf.load(StringIO(text))
+    except YAMLError as error:  # a duplicate key
         raise UserError(f"{flag}: {path} is no valid YAML: {_yaml_problem(error)}") from error
+    except OSError:  # OmegaConf's, for a number alone
+        config = None
     if not OmegaConf.is_dict(config):
         raise UserError(f"{flag}: {path} holds no mapping at its top level")
+    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), path, flag)
     return config
+
+
+def yaml_text(path: Union[str, Path], flag: str) -> str:
+    """The text of a YAML file of a size that can be built, its aliases written out.
+
+    Raises:
+        UserError: no such file, no text, no YAML, or too large.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError
+        if status.st_size > MOST_BYTES:
+            raise UserError(f"{flag}: {path} has {status.st_size} bytes, a configuration at most {MOST_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no file at {path}; configs/ has the ones that come with the project") from error
+    except ValueError as error:
+        raise UserError(f"{flag}: {path} is no text file; a YAML file is expected") from error
+    except OSError as error:
+        raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from error
+    try:
+        if _node_count(yaml.compose(text, Loader=LOADER), {}) > MOST_NODES:
+            raise UserError(f"{flag}: {path} has more than {MOST_NODES} values, its aliases written out")
+    except YAMLError as error:
+        raise UserError(f"{flag}: {path} is no valid YAML: {_yaml_problem(error)}") from error
+    except RecursionError as error:  # PyYAML without its C part, or aliases of themselves
+        raise UserError(f"{flag}: {path} is nested too deeply, or holds itself") from error
+    return text
+
+
+def _node_count(node: Optional[yaml.Node], known: Dict[int, int]) -> int:
+    """How many values a YAML node holds, those of its aliases counted each time; `known` are the counted ones."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_node_count(child, known) for child in children)
+    return known[id(node)]
+
+
+def _refuse_resolvers(value: Any, path: Union[str, Path], flag: str) -> None:
+    """Interpolations are keys of the same configuration, `${a.b}`; OmegaConf's functions, such as those that read the
+    environment, are not called.
+
+    Raises:
+        UserError: an interpolation with a colon, which is a function's.
+    """
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_resolvers(item, path, flag)
+    elif isinstance(value, str) and "${" in value and ":" in re.sub(r"\$\{[^${}:]*\}", "", value):
+        raise UserError(f"{flag}: {path}: interpolations are of keys, such as ${{model.params.width}}; no functions")
 
 
 def _yaml_problem(error: YAMLError) -> str:
@@ -138,16 +206,15 @@ def _parts(node: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
 
 
 def find_class(target: str) -> Any:
-    """The class (or function) at a dotted path.
+    """The class at a dotted path, which has to be one of :data:`gm.reference_yaml.CLASSES`: nothing else is imported.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not.
     """
+    if target not in CLASSES:
+        raise UserError(f"the configuration's target {target!r} is not a class of this project that it may name")
     module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"the configuration's target {target!r} is not a class of this project") from error
+    return getattr(importlib.import_module(module), name)
 
 
 def _build(value: Any) -> Any:

@@ -10,6 +10,31 @@ from typing import Any, Dict, Mapping, Sequence
 
 from gm.errors import UserError
 
+# Every class that a YAML file may name, by the one path that it has here. Nothing else is imported or called.
+CLASSES = frozenset(
+    f"{module}.{name}"
+    for module, names in {
+        "gm.autoencoder": ("AutoencoderKL", "AutoencodingEngine", "Decoder", "Encoder"),
+        "gm.clip": ("OpenCLIP", "VisionTransformer"),
+        "gm.conditioner": ("GeneralConditioner",),
+        "gm.denoiser": ("Denoiser", "VScalingWithEDMcNoise"),
+        "gm.discretizer": ("AlignYourStepsDiscretization", "EDMDiscretization"),
+        "gm.embedders": ("ConcatTimestepEmbedderND", "FrozenOpenCLIPImageEmbedder"),
+        "gm.engine": ("DiffusionEngine",),
+        "gm.guider": (
+            "ConstantGuider", "LinearPredictionGuider", "TrapezoidPredictionGuider", "TrianglePredictionGuider",
+        ),
+        "gm.sampler": (
+            "ConsistencySampler", "DPMPP2MSampler", "EulerAncestralSampler", "EulerEDMSampler", "HeunEDMSampler",
+        ),
+        "modules.encoders": ("FrozenOpenCLIPImagePredictionEmbedder", "VideoPredictionEmbedderWithEncoder"),
+        "modules.temporal_ae": ("VideoDecoder",),
+        "modules.unet3d": ("VideoUNet",),
+    }.items()
+    for name in names
+)  # fmt: skip
+
+# The same classes by the reference's paths.
 TARGETS: Mapping[str, str] = {
     "models.diffusion.VideoDiffusionEngine": "gm.engine.DiffusionEngine",
     "modules.encoders.modules.FrozenOpenCLIPImagePredictionEmbedder": (

@@ -1,15 +1,26 @@
 """YAML to objects: what is built, what is deferred, and one plain line for everything that cannot be."""
 
 import inspect
+import sys
 from typing import Callable, List, Optional, Sequence, Union
 
 import pytest
+import yaml
 
+import gm.config
 from gm.config import Recipe, find_class, instantiate, load_config, load_model
 from gm.errors import UserError
+from gm.guider import LinearPredictionGuider
 from gm.option_types import describe, fits
 
 HERE = __name__
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """This file's classes, as if they were a model's."""
+    own = {f"{HERE}.{name}" for name in ("Part", "Whole", "open_ended")}
+    monkeypatch.setattr(gm.config, "CLASSES", gm.config.CLASSES | own)
 
 
 class Part:
@@ -107,7 +118,80 @@ def test_an_error_deep_inside_a_deferred_part_shows_when_it_is_built():
 
 
 def test_find_class():
-    assert find_class("gm.config.Recipe") is Recipe
+    assert find_class(f"{HERE}.Part") is Part
+    assert find_class("gm.guider.LinearPredictionGuider") is LinearPredictionGuider
+
+
+CODE = {  # target -> params
+    "os.system": {"command": "touch made"},
+    "os.popen": {"cmd": "touch made"},
+    "subprocess.getoutput": {"cmd": "touch made"},
+    "subprocess.check_output": {"args": ["touch", "made"]},
+    "builtins.exec": {"source": "open('made', 'w')"},
+    "builtins.open": {"file": "made", "mode": "w"},
+    "pathlib.Path.touch": {"self": "made"},
+    "shutil.rmtree": {"path": "kept"},
+    "numpy.load": {"file": "made", "allow_pickle": True},
+    "urllib.request.urlopen": {"url": "http://localhost"},
+    "sys.exit": {"status": 0},
+    "this.that": {},
+    "antigravity.x": {},
+    "gm.files.make_output_dir": {"path": "made", "flag": "x"},
+    "gm.files.shutil": {},
+    "gm.config.__builtins__": {},
+    "gm.config.Recipe": {"node": {}},
+    "gm.guider.LinearPredictionGuider.scales": {},
+    "svd_tools.convert.main": {},
+}
+
+
+@pytest.mark.parametrize("target", CODE)
+@pytest.mark.parametrize("place", ["model", "part", "number", "item", "deferred"])
+def test_nothing_but_a_model_s_class_is_imported_or_called(target, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    evil = {"target": target, "params": CODE[target]}
+    model = {
+        "model": evil,
+        "part": node("Whole", part_config=evil),
+        "number": node("Part", size=evil),
+        "item": node("Part", size=1, names=["a", evil]),
+        "deferred": node("Whole", part=node("Part", size=1), later_config=evil),
+    }[place]
+    path = write(tmp_path, a=yaml.safe_dump({"model": model}))
+    imported = set(sys.modules)
+    with pytest.raises(UserError, match="is not a class of this project that it may name"):
+        load_model(path).later()
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "a.yaml"}
+    assert not {"antigravity", "this"} & (set(sys.modules) - imported)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["${oc.env:SECRET}", "${ oc.env:SECRET}", "x${oc.env:SECRET,y}", "${a.${oc.env:SECRET}}", "${oc.${b}:SECRET}",
+     "${oc.create:${b}}", "${oc.dict.keys:c}"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["value", "item", "base", "override"])
+def test_interpolations_call_no_functions(value, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    text = {"value": f"a: '{value}'", "item": f"a: [{{x: '{value}'}}]", "base": f"base: '{value}'", "override": ""}
+    path = write(tmp_path, a=f"b: env\nc: {{d: 1}}\n{text[place]}\n")
+    with pytest.raises(UserError, match="no functions") as error:
+        load_config(path, [f"a={value}"] if place == "override" else None)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_file_that_grows_without_end_is_refused(tmp_path):
+    aliases = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    with pytest.raises(UserError, match="more than 100000 values"):
+        load_config(write(tmp_path, a=aliases))
+    for n in range(24):
+        (tmp_path / f"base{n}.yaml").write_text(f"base: [base{n - 1}.yaml, base{n - 1}.yaml]\n" if n else "a: 1\n")
+    with pytest.raises(UserError, match="more than 32 files"):
+        load_config(tmp_path / "base23.yaml")
+    for text, words in (("[" * 100_000, "nest"), ("a: &a [*a]", "holds itself"), ("#" * (1 << 21), "bytes")):
+        with pytest.raises(UserError, match=words):
+            load_config(write(tmp_path, a=text))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +249,7 @@ def test_overrides_come_last(tmp_path):
         ("a: \x00", "is no valid YAML"),
         ("a: ${nowhere}", "is no valid configuration: Interpolation key 'nowhere' not found"),
         ("- a\n- b\n", "holds no mapping"),
-        ("5\n", "cannot read"),
+        ("5\n", "holds no mapping"),
         ("base: gone.yaml\n", "no file at"),
         ("base: a.yaml\n", "is its own `base`"),
         ("base: ../folder\n", "no file at"),
