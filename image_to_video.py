@@ -11,10 +11,9 @@ from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
 from data.video_writer import check_video_format, video_path, write_video
-from gm.command_parser import CommandParser
-from gm.device.memory_errors import explain_out_of_memory
-from gm.device.memory_limit import memory_limit
-from gm.device.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
+from gm.backend.memory import explain_out_of_memory, memory_limit
+from gm.backend.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 

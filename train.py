@@ -11,13 +11,12 @@ from typing import Any, Dict, Iterator, Literal, Optional, Sequence
 from jsonargparse import Namespace
 
 from data.video_dataset import VideoDataset
-from gm.command_parser import CommandParser
-from gm.device.memory_errors import explain_out_of_memory
-from gm.device.memory_limit import memory_limit
-from gm.device.runtime import setup_runtime
+from gm.backend.memory import explain_out_of_memory, memory_limit
+from gm.backend.runtime import setup_runtime
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
-from modules import train_options as options
+from modules.training import options
 
 GROUPS = {
     "environment": options.EnvironmentOptions,
@@ -100,7 +99,7 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     environment = chosen.environment
     runtime = setup_runtime(environment.mode, environment.device_target, "--environment.device_target")
     from gm.training.distributed import connect  # these import MindSpore, which the environment must be set for
-    from modules.training import training_run
+    from modules.training.run import training_run
 
     communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)
     svd_config, first = Path(flags.svd_config), communicator.rank == 0

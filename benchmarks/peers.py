@@ -16,9 +16,9 @@ from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder
 from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gm.checkpoints.checkpoint import open_checkpoint
-from gm.checkpoints.tensor_source import decode
-from gm.config import load_config
+from gm.config.factory import load_config
+from gm.weights.checkpoint import open_checkpoint
+from gm.weights.tensor_source import decode
 from svd_tools.conversion.diffusers_config import NORM_GROUPS, SCHEDULER
 from svd_tools.conversion.diffusers_layout import to_diffusers
 from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
@@ -87,7 +87,7 @@ def empty_vae() -> AutoencoderKLTemporalDecoder:
 
 
 def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
-    """CLIP's image tower in fp32, with the options of :class:`gm.clip.VisionTransformer`."""
+    """CLIP's image tower in fp32, with the options of :class:`gm.networks.clip.VisionTransformer`."""
     clip = empty_image_encoder(options)
     state = _state(checkpoint, (VISUAL_PREFIX,))
     missing, extra = clip.load_state_dict(state, strict=False, assign=True)

@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace, start: float) -> None:
 
 def prepare_ours(args: argparse.Namespace) -> Callable[[], None]:
     """As `image_to_video.py` does it."""
-    from gm.device.runtime import GRAPH_MODE, set_mode, setup_runtime
+    from gm.backend.runtime import GRAPH_MODE, set_mode, setup_runtime
     from image_to_video import animate, build_parser, build_pipeline
 
     flags = [f"--image={args.image}", f"--output_dir={args.folder}", f"--SVD.checkpoint={args.checkpoint}"]
@@ -60,7 +60,7 @@ def prepare_diffusers(args: argparse.Namespace) -> Callable[[], None]:
     from benchmarks.peers import pipeline_of_config
     from data.image_reader import fit_image, read_image
     from data.video_writer import write_video
-    from gm.config import load_config
+    from gm.config.factory import load_config
 
     torch.set_num_threads(os.cpu_count())
     params = load_config(CONFIG)["model"]["params"]

@@ -37,7 +37,7 @@ CONTENDERS = {**SHORTCUTS, TILES: {"tile_size": 128}}
 
 def run(args: argparse.Namespace) -> None:
     """Samples every picture with one shortcut, after one clip for compiling; leaves the frames in the folder."""
-    from gm.device.runtime import GRAPH_MODE, setup_runtime
+    from gm.backend.runtime import GRAPH_MODE, setup_runtime
 
     setup_runtime(GRAPH_MODE, "CPU")
     from data.image_reader import find_images, read_image

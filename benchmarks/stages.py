@@ -41,10 +41,10 @@ def inputs(args: argparse.Namespace) -> Dict[str, np.ndarray]:
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.device.runtime import PYNATIVE_MODE, setup_runtime
+    from gm.backend.runtime import PYNATIVE_MODE, setup_runtime
 
     setup_runtime(PYNATIVE_MODE, "CPU")
-    from gm.config import load_model
+    from gm.config.factory import load_model
     from modules.conditioning import conditioning_inputs
 
     values = inputs(args)

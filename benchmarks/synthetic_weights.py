@@ -6,8 +6,8 @@ from typing import Tuple
 
 import numpy as np
 
-from gm.checkpoints.safetensors_file import array_bytes, write_safetensors
-from gm.checkpoints.tensor_source import TensorInfo
+from gm.weights.safetensors_file import array_bytes, write_safetensors
+from gm.weights.tensor_source import TensorInfo
 from modules.parameter_table import expected_parameters
 
 POOL = 1 << 24  # random values that are drawn once and used again at other offsets

@@ -19,7 +19,7 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.flops import Clip, unet_flops  # noqa: E402
-from gm.config import load_config, load_model  # noqa: E402
+from gm.config.factory import load_config, load_model  # noqa: E402
 from modules.parameter_table import expected_parameters  # noqa: E402
 
 PEER = "diffusers"
@@ -47,7 +47,7 @@ def inputs(batch: int, frames: int, height: int, width: int) -> Dict[str, np.nda
 
 
 def run_ours(name: str, args: argparse.Namespace, batch: Dict[str, np.ndarray]) -> None:
-    from gm.device.runtime import setup_runtime
+    from gm.backend.runtime import setup_runtime
 
     setup_runtime(MODES[name], "CPU")
     from gm.training.distributed import Communicator
@@ -56,8 +56,8 @@ def run_ours(name: str, args: argparse.Namespace, batch: Dict[str, np.ndarray]) 
     from gm.training.objective import TrainInputs
     from gm.training.optim import AdamW, AdamWOptions
     from gm.training.train_step import TrainStep
-    from modules.train_options import LoRAOptions
-    from modules.trainables import choose_trainables
+    from modules.training.options import LoRAOptions
+    from modules.training.stages import choose_trainables
 
     start = time.perf_counter()
     engine = load_model(CONFIG)

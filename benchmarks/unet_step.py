@@ -38,17 +38,17 @@ def inputs(args: argparse.Namespace):
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.device.runtime import eager_alone, setup_runtime
+    from gm.backend.runtime import eager_alone, setup_runtime
 
     name = args.child
     setup_runtime(MODES[name], "CPU")
     from mindspore import Tensor
 
-    from gm.config import instantiate, load_config
-    from gm.device.compile_cache import kept_compilation
-    from gm.device.kernel_fusion import fused_kernels_inside
-    from gm.feature_cache import FeatureCache
-    from gm.layers import sinusoidal_embedding
+    from gm.backend.compile_cache import kept_compilation
+    from gm.backend.kernel_fusion import fused_kernels_inside
+    from gm.config.factory import instantiate, load_config
+    from gm.networks.layers import sinusoidal_embedding
+    from gm.sampling.feature_cache import FeatureCache
 
     start = time.perf_counter()
     engine = instantiate(load_config(CONFIG)["model"])

@@ -3,9 +3,8 @@
 import numpy as np
 from mindspore import Tensor, nn
 
-from gm.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
-from gm.conditioner import GeneralConditioner
-from gm.embedders import FrozenOpenCLIPImageEmbedder
+from gm.networks.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
+from gm.networks.conditioner import FrozenOpenCLIPImageEmbedder, GeneralConditioner
 
 
 class FrozenOpenCLIPImagePredictionEmbedder(nn.Cell):

@@ -7,7 +7,7 @@ import numpy as np
 from modules.conditioning import conditioning_inputs
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
-    from gm.engine import DiffusionEngine
+    from gm.model import DiffusionEngine
 
 
 class ClipSettings(NamedTuple):

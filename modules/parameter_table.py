@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Dict, Tuple, Union
 
-from gm.config import load_model
+from gm.config.factory import load_model
 
 
 def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dict[str, Tuple[int, ...]]:

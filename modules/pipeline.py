@@ -12,11 +12,11 @@ import numpy as np
 
 from data.image_reader import fit_image
 from data.motion_bucket import MAX_BUCKET
-from gm.checkpoints.checkpoint import file_sha256
-from gm.config import load_model
-from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.config.factory import load_model
 from gm.errors import UserError
-from gm.guider import EVERY_SIGMA
+from gm.sampling.guidance import EVERY_SIGMA
+from gm.weights.checkpoint import file_sha256
 from modules.frame_size import SIZE_MULTIPLE, check_frame_size
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 from modules.sampling_choices import choose_sampler
@@ -196,7 +196,7 @@ class SVDPipeline:
         }
 
     def _load(self, amp_level: str, offload: bool) -> None:
-        from gm.precision import amp_dtype
+        from gm.networks.precision import amp_dtype
 
         dtype = amp_dtype(amp_level, _device())
         if not self.checkpoint.exists():
@@ -205,7 +205,7 @@ class SVDPipeline:
         self.engine.load()
 
     def _overlay_lora(self) -> None:
-        from gm.checkpoints.lora_file import MergedSource, read_lora
+        from gm.weights.lora_file import MergedSource, read_lora
 
         if not math.isfinite(self.lora_scale):
             raise UserError(f"--SVD.lora_scale={self.lora_scale}: must be a finite number")

@@ -2,16 +2,15 @@
 
 from typing import Any, Mapping, Optional, Tuple
 
-from gm.discretizer import AlignYourStepsDiscretization, EDMDiscretization
 from gm.errors import UserError
-from gm.guider import (
+from gm.sampling.guidance import (
     ConstantGuider,
     Guider,
     LinearPredictionGuider,
     TrapezoidPredictionGuider,
     TrianglePredictionGuider,
 )
-from gm.sampler import (
+from gm.sampling.samplers import (
     ConsistencySampler,
     DPMPP2MSampler,
     EulerAncestralSampler,
@@ -19,6 +18,7 @@ from gm.sampler import (
     HeunEDMSampler,
     Sampler,
 )
+from gm.sampling.schedules import AlignYourStepsDiscretization, EDMDiscretization
 
 SVD_SIGMA_MAX = 700.0
 

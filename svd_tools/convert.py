@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gm.command_parser import CommandParser
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from modules.parameter_table import expected_parameters

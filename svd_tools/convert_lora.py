@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
-from gm.checkpoints.lora_file import LowRank, write_lora
-from gm.command_parser import CommandParser
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
+from gm.weights.checkpoint import open_checkpoint, save_safetensors
+from gm.weights.lora_file import LowRank, write_lora
 from modules.parameter_table import expected_parameters
 from svd_tools.conversion.lora_names import ALPHA, DIFFUSERS_PREFIXES, A, B, diffusers_layers, known_layers, parse_name
 

@@ -28,7 +28,7 @@ from data.image_reader import find_images, read_image
 from data.metadata_csv import read_metadata
 from data.motion_bucket import motion_score
 from data.video_reader import VideoError, VideoReader
-from gm.command_parser import CommandParser
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import atomic_file, make_output_dir
 from svd_tools.evaluation import (
@@ -155,7 +155,7 @@ def check_args(args: Any) -> None:
 
 def load_model(args: Any) -> Any:
     """The model of the flags."""
-    from gm.device.runtime import GRAPH_MODE, setup_runtime
+    from gm.backend.runtime import GRAPH_MODE, setup_runtime
     from modules.pipeline import SVDPipeline
 
     setup_runtime(args.mode)

@@ -13,12 +13,12 @@ from typing import Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gm.checkpoints.checkpoint import file_sha256, open_checkpoint
-from gm.checkpoints.lora_file import LoRA, MergedSource, read_lora
-from gm.checkpoints.tensor_source import Raw, TensorInfo, TensorSource
-from gm.command_parser import CommandParser
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
+from gm.weights.checkpoint import file_sha256, open_checkpoint
+from gm.weights.lora_file import LoRA, MergedSource, read_lora
+from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
 from svd_tools.conversion.casts import DTYPES, encode
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
 from svd_tools.conversion.targets import KEEP, single_file_target, write_target

@@ -30,7 +30,7 @@ from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
 from data.motion import video_score
 from data.motion_bucket import motion_bucket
 from data.video_reader import VideoError, VideoReader
-from gm.command_parser import CommandParser
+from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
 from svd_tools.score_histogram import draw_histogram

@@ -41,7 +41,7 @@ def runtime():
         sys.modules["torch"].set_num_threads(THREADS)
     if "mindspore" not in sys.modules:
         return None
-    from gm.device.runtime import PYNATIVE_MODE, setup_runtime
+    from gm.backend.runtime import PYNATIVE_MODE, setup_runtime
 
     return setup_runtime(PYNATIVE_MODE, "CPU")
 

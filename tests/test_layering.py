@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gm.config import instantiate, load_config, load_model
+from gm.config.factory import instantiate, load_config, load_model
 from gm.errors import UserError
-from modules.unet3d import is_temporal
+from modules.video_unet import is_temporal
 from tests import reference
 
 PROJECT = Path(__file__).parents[1]
-PACKAGES = ("gm", "modules", "data", "svd_tools", "benchmarks")
+PACKAGES = ("gm", "modules", "data", "svd_tools", "svd_tiny", "benchmarks")
 SOURCES = sorted([*PROJECT.glob("*.py"), *(path for name in PACKAGES for path in PROJECT.glob(f"{name}/**/*.py"))])
 FRAMEWORKS = {"torch", "diffusers", "transformers"}
 MODELS = sorted(path.stem for path in PROJECT.glob("configs/*.yaml") if "_train" not in path.stem)
@@ -56,7 +56,7 @@ def test_the_import_path_is_edited_once_in_a_script_and_nowhere_else():
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
         edits = [line for line in text.splitlines() if "sys.path" in line]
-        if path.parent.name in ("svd_tools", "benchmarks") and 'if __name__ == "__main__":' in text:
+        if path.parent.name in ("svd_tools", "svd_tiny", "benchmarks") and 'if __name__ == "__main__":' in text:
             assert len(edits) == 1 and edits[0].startswith("sys.path.insert(0, ") and "__file__" in text, relative(path)
         else:
             assert not edits, relative(path)
@@ -123,7 +123,7 @@ def test_an_option_too_many_would_be_noticed():
 
 @pytest.mark.parametrize("command", ["image_to_video.py", "train.py", "svd_tools/convert.py", "svd_tools/evaluate.py"])
 def test_help_does_without_mindspore(command):
-    """gm.device.runtime imports it, once the environment that it reads is set; not for the sake of an error."""
+    """gm.backend.runtime imports it, once the environment that it reads is set; not for the sake of an error."""
     script = f"""
         import runpy, sys
         sys.argv = [{command!r}, "--help"]

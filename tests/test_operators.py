@@ -18,7 +18,7 @@ from mindspore import Tensor
 PROJECT = Path(__file__).parents[1]
 SOURCES = sorted([*PROJECT.glob("gm/**/*.py"), *PROJECT.glob("modules/**/*.py")])
 OPERATOR_MODULES = ("mindspore.ops.", "mindspore.mint.", "mindspore.nn.")
-ONLY_ASCEND = {"mindspore.ops.flash_attention_score"}  # used behind gm.device.kernels.has_fused_operators()
+ONLY_ASCEND = {"mindspore.ops.flash_attention_score"}  # used behind gm.backend.kernels.has_fused_operators()
 # Between processes: documented for Ascend and GPU, and working on the CPU all the same (training's tests run them).
 COMMUNICATION = {"mindspore.nn.DistributedGradReducer", "mindspore.ops.AllGather", "mindspore.ops.Broadcast"}
 # No kernels, so that no platform is documented: changes of parameters on the host, and functions that build functions.

@@ -4,7 +4,7 @@ from typing import Tuple
 
 from mindspore import Tensor, nn, ops
 
-from gm.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
+from gm.networks.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
 
 BLOCK = DOWNSAMPLING  # pixels
 RMS_FLOOR = 1e-8  # mean square, so that the root has a gradient where nothing is wrong

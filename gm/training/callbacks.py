@@ -11,7 +11,7 @@ from typing import Any, Iterator, Mapping, Optional
 import yaml
 from tqdm import tqdm
 
-from gm.device.memory_errors import is_out_of_memory
+from gm.backend.memory import is_out_of_memory
 from gm.errors import UserError
 from gm.files import atomic_file, reason
 from gm.training.callbacks_base import Callback, TrainerView

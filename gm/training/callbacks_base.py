@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ContextManager, Mapping, Protocol
 
-from gm.engine import DiffusionEngine
+from gm.model import DiffusionEngine
 
 
 class TrainerView(Protocol):

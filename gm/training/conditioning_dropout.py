@@ -4,8 +4,8 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from gm.conditioner import Conditioning
 from gm.errors import UserError
+from gm.networks.conditioner import Conditioning
 
 FLAG = "--train.dropout."
 

@@ -7,9 +7,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.checkpoints.weights import set_parameter
-from gm.device import in_place
+from gm.backend import in_place
 from gm.errors import UserError
+from gm.weights.parameters import set_parameter
 
 FLAG = "--train.ema_decay"
 PREFIX = "average"

@@ -4,9 +4,9 @@ from typing import Dict, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from gm.conditioner import Conditioning, GeneralConditioner
-from gm.noise_levels import LogNormal
-from gm.stage import Stage
+from gm.model import Stage
+from gm.networks.conditioner import Conditioning, GeneralConditioner
+from gm.training.noise_levels import LogNormal
 from gm.training.random_streams import COND_AUG, COND_NOISE, SampleRandom
 
 FRAMES, CLEAN_FRAME, NOISED_FRAME = "frames", "cond_frames_without_noise", "cond_frames"

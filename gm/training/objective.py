@@ -9,10 +9,10 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 from mindspore import Tensor
 
-from gm.conditioner import Conditioning
-from gm.denoiser import VScalingWithEDMcNoise
-from gm.noise_levels import LogNormal
+from gm.networks.conditioner import Conditioning
+from gm.sampling.denoiser import VScalingWithEDMcNoise
 from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.noise_levels import LogNormal
 from gm.training.random_streams import DROPOUT, NOISE, SIGMA, SampleRandom
 from gm.training.sigma_buckets import bucket_sums
 

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.device import in_place
+from gm.backend import in_place
 from gm.errors import UserError
 
 FLAG = "--train.optimizer."

@@ -2,7 +2,7 @@
 
 What is drawn for a sample is a function of (seed, stream, epoch, place): neither the number of devices, nor how many
 batches make an update, nor where a run was interrupted changes it. Streams with numbers below 3 are the data's
-(:mod:`data.dataloader`, :mod:`data.video_dataset`, :mod:`data.latent_cache`).
+(:mod:`data.dataloader`, :mod:`data.video_dataset`, :mod:`modules.training.latent_cache`).
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ from typing import List, Mapping, NamedTuple, Protocol, Sequence
 import numpy as np
 from mindspore import Tensor
 
-from gm.autoencoder import DOWNSAMPLING
+from gm.networks.autoencoder import DOWNSAMPLING
 from gm.training.frozen_encoders import FRAMES, FrozenEncoders
 from gm.training.objective import Objective, TrainInputs
 from gm.training.random_streams import NOISE, SampleRandom

@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.device import in_place
-from gm.device.graph_loops import loops_in_graphs
-from gm.device.kernel_fusion import fused_kernels_inside
+from gm.backend import in_place
+from gm.backend.graph_loops import loops_in_graphs
+from gm.backend.kernel_fusion import fused_kernels_inside
 from gm.training.distributed import Communicator
 from gm.training.ema import WeightAverage
 from gm.training.loss_scale import LossScale
@@ -113,7 +113,7 @@ class TrainStep:
         clip_norm: the largest norm of all gradients together; None for no limit.
         drop_overflow_update: go on with the next batches after an overflow of fp16; False repeats the step with the
             lower loss scale, so that no batch is lost.
-        fuse_kernels: compile fused kernels where that is possible (:mod:`gm.device.kernel_fusion`).
+        fuse_kernels: compile fused kernels where that is possible (:mod:`gm.backend.kernel_fusion`).
     """
 
     def __init__(

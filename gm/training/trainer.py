@@ -9,10 +9,9 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, Named
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from gm.checkpoints.weights_writer import WeightsWriter
-from gm.device.memory_use import peak_memory_gb
-from gm.engine import DiffusionEngine
+from gm.backend.memory import peak_memory_gb
 from gm.errors import UserError
+from gm.model import DiffusionEngine
 from gm.training.callbacks_base import Callback
 from gm.training.checkpoint_folder import CheckpointFolder
 from gm.training.lr_schedule import LearningRate
@@ -22,6 +21,7 @@ from gm.training.sigma_buckets import mean_losses
 from gm.training.stop_signal import StopSignal
 from gm.training.train_step import StepResult, TrainStep
 from gm.training.training_state import WEIGHT, check_identity, read_numbers, read_tensors, write_checkpoint
+from gm.weights.weights_writer import WeightsWriter
 
 logger = logging.getLogger(__name__)
 

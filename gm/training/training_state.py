@@ -13,14 +13,14 @@ from typing import Any, Dict, Mapping, Tuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from gm.checkpoints.checkpoint import open_checkpoint
-from gm.checkpoints.safetensors_file import array_bytes, write_safetensors
-from gm.checkpoints.tensor_source import TensorInfo
-from gm.checkpoints.weights import set_parameter
-from gm.checkpoints.weights_writer import WeightsWriter
 from gm.errors import UserError
 from gm.files import PathLike, atomic_dir, atomic_file, require_free_space
 from gm.training.ema import PREFIX as AVERAGE
+from gm.weights.checkpoint import open_checkpoint
+from gm.weights.parameters import set_parameter
+from gm.weights.safetensors_file import array_bytes, write_safetensors
+from gm.weights.tensor_source import TensorInfo
+from gm.weights.weights_writer import WeightsWriter
 
 RESUME = "--train.resume"
 TENSORS, NUMBERS = "state.safetensors", "state.json"

@@ -3,8 +3,8 @@
 import logging
 from typing import Dict, Mapping, Optional, Set, Tuple
 
-from gm.checkpoints.checkpoint import compare_names
 from gm.errors import UserError
+from gm.weights.checkpoint import compare_names
 from svd_tools.conversion.diffusers_layout import diffusers_shapes, from_diffusers, stand_ins
 from svd_tools.conversion.key_map import (
     EMBEDDER_VAE_PREFIX,

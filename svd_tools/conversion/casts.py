@@ -4,7 +4,7 @@ from typing import Tuple
 
 import numpy as np
 
-from gm.checkpoints.tensor_source import ITEM_BYTES, Raw, TensorInfo, decode
+from gm.weights.tensor_source import ITEM_BYTES, Raw, TensorInfo, decode
 from svd_tools.conversion.lazy_tensor import LazyTensor
 
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # the command line's names → safetensors'

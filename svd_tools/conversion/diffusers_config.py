@@ -10,10 +10,10 @@ import re
 from math import isqrt
 from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
-from gm.config import find_class, load_config
+from gm.config.factory import find_class, load_config
+from gm.config.targets import our_options, our_target
 from gm.errors import UserError
 from gm.files import PathLike
-from gm.reference_yaml import our_options, our_target
 from svd_tools.conversion.diffusers_layout import diffusers_shapes
 from svd_tools.conversion.key_map import is_plain_decoder
 from svd_tools.conversion.targets import json_text
@@ -22,7 +22,8 @@ Shape = Tuple[int, ...]
 _log = logging.getLogger(__name__)
 
 FORMAT_VERSION = "0.24.0"  # the first diffusers with StableVideoDiffusionPipeline
-ENGINE, VIDEO_UNET, IMAGE_TOWER = "gm.engine.DiffusionEngine", "modules.unet3d.VideoUNet", "gm.clip.VisionTransformer"
+ENGINE, VIDEO_UNET = "gm.model.DiffusionEngine", "modules.video_unet.VideoUNet"
+IMAGE_TOWER = "gm.networks.clip.VisionTransformer"
 PLAIN_VAE, TEMPORAL_VAE = "AutoencoderKL", "AutoencoderKLTemporalDecoder"
 NORM_GROUPS = 32  # fixed in diffusers
 MIDDLE_BLOCKS = 2  # of the decoder; diffusers' temporal decoder has as many as `layers_per_block`

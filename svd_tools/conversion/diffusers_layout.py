@@ -4,7 +4,7 @@ from typing import Dict, List, Mapping, Tuple
 
 import numpy as np
 
-from gm.checkpoints.tensor_source import Raw, TensorInfo, decode
+from gm.weights.tensor_source import Raw, TensorInfo, decode
 from svd_tools.conversion.casts import cast, encode
 from svd_tools.conversion.key_map import (
     CLIP_PREFIX,

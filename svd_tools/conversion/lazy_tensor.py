@@ -8,7 +8,7 @@ from typing import Callable, Dict, Mapping, Sequence
 
 import numpy as np
 
-from gm.checkpoints.tensor_source import ITEM_BYTES, Raw, TensorInfo, TensorSource
+from gm.weights.tensor_source import ITEM_BYTES, Raw, TensorInfo, TensorSource
 
 
 def _nothing() -> None:

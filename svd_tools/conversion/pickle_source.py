@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
-from gm.checkpoints.names import from_reference
-from gm.checkpoints.tensor_source import ITEM_BYTES, TensorInfo
 from gm.errors import UserError
+from gm.weights.names import from_reference
+from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors
 
 _WRAPPERS = ("state_dict", "model", "module")  # where training programs put the weights

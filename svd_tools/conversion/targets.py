@@ -8,11 +8,11 @@ from typing import Callable, Dict, Mapping, Optional
 
 from tqdm import tqdm
 
-from gm.checkpoints.ckpt_file import ckpt_bytes, write_ckpt
-from gm.checkpoints.names import to_reference
-from gm.checkpoints.safetensors_file import write_safetensors
-from gm.checkpoints.tensor_source import Raw
 from gm.files import atomic_dir
+from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
+from gm.weights.names import to_reference
+from gm.weights.safetensors_file import write_safetensors
+from gm.weights.tensor_source import Raw
 from svd_tools.conversion.casts import DTYPES, cast, count_not_finite
 from svd_tools.conversion.diffusers_layout import to_diffusers
 from svd_tools.conversion.key_map import has_no_place, is_unused

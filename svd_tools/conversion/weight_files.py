@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from gm.checkpoints.checkpoint import is_torch_pickle, open_checkpoint
 from gm.errors import UserError
+from gm.weights.checkpoint import is_torch_pickle, open_checkpoint
 from svd_tools.conversion.key_map import IMAGE_ENCODER, UNET, VAE
 from svd_tools.conversion.lazy_tensor import Tensors, from_source
 from svd_tools.conversion.pickle_source import read_pickle

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gm.checkpoints.safetensors_file import save_safetensors
-from gm.config import instantiate, load_config
+from gm.config.factory import instantiate, load_config
+from gm.weights.safetensors_file import save_safetensors
 
 PROJECT = Path(__file__).parents[2]
 TINY_CONFIG = PROJECT / "configs" / "svd_tiny.yaml"

@@ -10,9 +10,9 @@ from PIL import Image
 
 from data.image_reader import read_image
 from data.video_writer import read_metadata
-from gm.checkpoints.checkpoint import file_sha256
 from gm.errors import UserError
 from gm.files import make_output_dir
+from gm.weights.checkpoint import file_sha256
 from image_to_video import PROJECT, main
 from modules.pipeline import SVDPipeline
 

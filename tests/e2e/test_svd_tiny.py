@@ -9,7 +9,7 @@ import pytest
 
 from data.image_reader import fit_image, read_image
 from data.video_reader import VideoReader
-from gm.checkpoints.checkpoint import open_checkpoint
+from gm.weights.checkpoint import open_checkpoint
 from modules.parameter_table import expected_parameters
 from modules.pipeline import SVDPipeline
 from svd_tools.video_metrics import colour_drift, mean_flow, psnr

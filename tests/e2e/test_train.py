@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import train
-from modules.unet3d import is_temporal
+from modules.video_unet import is_temporal
 from tests.e2e.training import (
     changed_names,
     checkpoints,
@@ -99,7 +99,7 @@ def test_encoded_clips_train_as_videos_do_and_without_encoders(place, monkeypatc
     videos = place.train(place.folder / "uncached", *quiet, epochs=1)
     first = place.train(place.folder / "cached", cache, *quiet, epochs=1)
     assert losses(first) == pytest.approx(losses(videos), rel=1e-5) and len(losses(first)) == 4
-    monkeypatch.setattr("gm.stage.Stage.__enter__", None)  # no stage may be loaded for a batch now
+    monkeypatch.setattr("gm.model.Stage.__enter__", None)  # no stage may be loaded for a batch now
     again = place.train(place.folder / "cached_again", cache, *quiet, epochs=1)
     assert losses(first) == losses(again)
 
@@ -135,7 +135,7 @@ def test_an_error_in_a_validation_costs_no_step(place, monkeypatch):
         raise ValueError("an error in the program")
 
     Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(place.folder / "image.png")
-    monkeypatch.setattr("modules.validation.ValidationVideos.on_validation", fail)
+    monkeypatch.setattr("modules.training.validation.ValidationVideos.on_validation", fail)
     flags = ("--train.validation.every=2", f"--train.validation.images={place.folder / 'image.png'}")
     with pytest.raises(ValueError, match="an error in the program"):
         place.train(place.folder / "failed", *flags, "--train.checkpoint_every=100")

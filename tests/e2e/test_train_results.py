@@ -11,7 +11,7 @@ from PIL import Image
 
 import image_to_video
 from data.video_reader import VideoReader
-from gm.checkpoints.checkpoint import open_checkpoint
+from gm.weights.checkpoint import open_checkpoint
 from svd_tools import merge_lora
 from tests.e2e.training import MODEL, PROJECT, Workplace, checkpoints, losses
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gm.errors import UserError
-from modules.unet3d import is_temporal
+from modules.video_unet import is_temporal
 from tests.e2e.training import changed_names, checkpoints, losses, read
 
 ENCODER = "conditioner.embedders.3.encoder."

@@ -13,7 +13,7 @@ from typing import Dict, List
 import numpy as np
 
 import train
-from gm.checkpoints.checkpoint import open_checkpoint
+from gm.weights.checkpoint import open_checkpoint
 from tests.data.synthetic_videos import pan, write_video
 from tests.svd_tools.small_model import save_random
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from modules import pipeline
 from modules.pipeline import SVDPipeline
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gm.config import instantiate, load_config
-from gm.engine import DiffusionEngine
+from gm.config.factory import instantiate, load_config
+from gm.model import DiffusionEngine
 from tests.parity.peers import CONFIG, Peer, make_peer
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from gm.device import kernel_fusion
-from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.backend import kernel_fusion
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from tests.parity.peers import relative_error
 
 TOLERANCE = 1e-4

@@ -10,8 +10,8 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from gm.device import winograd
-from gm.device.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.backend import winograd
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from modules.generation import to_pixels
 from modules.pipeline import SVDPipeline
 from tests.parity.peers import CONFIG
@@ -112,7 +112,7 @@ def test_a_seed_gives_the_same_frames_in_both_modes(pipeline, image, frames_of_s
 @pytest.mark.parametrize("wanted", [None, False])
 def test_what_is_compiled_is_kept_unless_told_otherwise(peer, image, monkeypatch, wanted):
     recipes = []
-    monkeypatch.setattr("gm.engine.kept_compilation", lambda recipe, inputs: recipes.append(recipe) or nullcontext())
+    monkeypatch.setattr("gm.model.kept_compilation", lambda recipe, inputs: recipes.append(recipe) or nullcontext())
     SVDPipeline(CONFIG, peer.checkpoint, num_frames=1, sampling_steps=1, compile_cache=wanted)(image, 7)
     assert bool(recipes) == (wanted is None)
 
@@ -125,7 +125,7 @@ def test_offloading_changes_nothing(peer, image, frames_of_seed_7):
 
 
 def test_guidance_halves_in_one_batch_or_in_turn(pipeline, image, frames_of_seed_7, monkeypatch):
-    monkeypatch.setattr("gm.engine.BATCHED_GUIDANCE_BYTES", 0)
+    monkeypatch.setattr("gm.model.BATCHED_GUIDANCE_BYTES", 0)
     assert np.abs(pipeline(image, 7).astype(int) - frames_of_seed_7.astype(int)).max() <= 1
 
 
@@ -143,7 +143,7 @@ def test_guidance_on_an_interval_of_sigmas(peer, image, frames_of_seed_7):
 @pytest.mark.parametrize("batched_bytes", [0, 1 << 27], ids=["in turn", "one batch"])
 def test_feature_cache(peer, image, frames_of_seed_7, monkeypatch, batched_bytes):
     """The first step is exact, the second, in the middle of three, is not; the third's noise level is nearly 0."""
-    monkeypatch.setattr("gm.engine.BATCHED_GUIDANCE_BYTES", batched_bytes)
+    monkeypatch.setattr("gm.model.BATCHED_GUIDANCE_BYTES", batched_bytes)
 
     def sample(steps, **options):
         pipeline = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=steps, **options)

@@ -8,9 +8,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
-from gm.checkpoints.names import to_reference
 from gm.errors import UserError
+from gm.weights.checkpoint import open_checkpoint, save_safetensors
+from gm.weights.names import to_reference
 from modules.parameter_table import expected_parameters
 from svd_tools import convert
 

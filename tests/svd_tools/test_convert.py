@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gm.checkpoints.checkpoint import file_sha256, open_checkpoint, save_safetensors
-from gm.checkpoints.names import to_reference
+from gm.weights.checkpoint import file_sha256, open_checkpoint, save_safetensors
+from gm.weights.names import to_reference
 from tests.svd_tools.small_model import assert_same_tensors, read_all, run_convert
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gm.checkpoints.checkpoint import save_safetensors
 from gm.errors import UserError
+from gm.weights.checkpoint import save_safetensors
 from svd_tools.conversion.key_map import has_no_place, is_unused
 from tests.svd_tools.small_model import (
     CONFIG,
@@ -110,7 +110,8 @@ def test_the_image_decoder_variant(tmp_path):
     from diffusers import StableVideoDiffusionPipeline
 
     config = tmp_path / "image_decoder.yaml"
-    decoder = "{target: gm.autoencoder.AutoencoderKL, params: {decoder_config: {target: gm.autoencoder.Decoder}}}"
+    decoder = "{target: gm.networks.autoencoder.AutoencoderKL, params: {decoder_config: "
+    decoder += "{target: gm.networks.autoencoder.Decoder}}}"
     config.write_text(f"base: {CONFIG}\nmodel: {{params: {{first_stage_config: {decoder}}}}}")
     weights = save_random(tmp_path / "plain.safetensors", config)
     assert "image_decoder" in refusal(tmp_path / "plain.safetensors", tmp_path).splitlines()[0]

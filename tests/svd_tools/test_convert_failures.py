@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gm.checkpoints.checkpoint import save_safetensors
+from gm.weights.checkpoint import save_safetensors
 from svd_tools.conversion import targets
 from tests.svd_tools.small_model import CONFIG, assert_same_tensors, read_all, refusal, run_convert
 

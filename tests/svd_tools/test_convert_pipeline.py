@@ -7,7 +7,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from PIL import Image
 
-from gm.device.runtime import PYNATIVE_MODE
+from gm.backend.runtime import PYNATIVE_MODE
 from modules.generation import to_pixels
 from modules.pipeline import SVDPipeline
 from tests.svd_tools.small_model import CONFIG, random_array, run_convert

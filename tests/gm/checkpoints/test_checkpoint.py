@@ -13,11 +13,11 @@ import torch
 from mindspore import Tensor
 from mindspore.train import serialization
 
-from gm.checkpoints import ckpt_file
-from gm.checkpoints.checkpoint import file_sha256, open_checkpoint, save_safetensors
-from gm.checkpoints.safetensors_file import array_bytes, array_info, write_safetensors
-from gm.checkpoints.tensor_source import TensorInfo
 from gm.errors import UserError
+from gm.weights import ckpt_file
+from gm.weights.checkpoint import file_sha256, open_checkpoint, save_safetensors
+from gm.weights.safetensors_file import array_bytes, array_info, write_safetensors
+from gm.weights.tensor_source import TensorInfo
 
 NORM = "model.diffusion_model.out.0.weight"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gm.checkpoints.checkpoint import compare_names
-from gm.checkpoints.tensor_source import TensorInfo
 from gm.errors import UserError
+from gm.weights.checkpoint import compare_names
+from gm.weights.tensor_source import TensorInfo
 from tests import reference
 
 

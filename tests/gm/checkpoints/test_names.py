@@ -1,6 +1,6 @@
 """The map between published names and the reference toolkit's is total and its own inverse."""
 
-from gm.checkpoints.names import from_reference, to_reference
+from gm.weights.names import from_reference, to_reference
 from tests import reference
 
 

@@ -6,9 +6,9 @@ import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
-from gm.checkpoints.weights import load_weights, parameter_shapes
-from gm.layers import Linear
+from gm.networks.layers import Linear
+from gm.weights.checkpoint import open_checkpoint, save_safetensors
+from gm.weights.parameters import load_weights, parameter_shapes
 
 
 @pytest.fixture(params=[np.float32, np.float16], ids=["fp32", "fp16"])

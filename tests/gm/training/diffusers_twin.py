@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from modules.unet3d import VideoUNet
+from modules.video_unet import VideoUNet
 from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
 from tests.gm.training.training_parts import CONTEXT, UNET, VECTOR
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from gm.device import in_place
+from gm.backend import in_place
 from gm.errors import UserError
 from gm.training.ema import WeightAverage
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gm.conditioner import Conditioning
-from gm.denoiser import Denoiser, VScalingWithEDMcNoise
-from gm.device.kernel_fusion import fused_kernels_inside, obstacle
+from gm.backend.kernel_fusion import fused_kernels_inside, obstacle
 from gm.errors import UserError
-from gm.noise_levels import LogNormal
+from gm.networks.conditioner import Conditioning
+from gm.sampling.denoiser import Denoiser, VScalingWithEDMcNoise
 from gm.training.conditioning_dropout import ConditioningDropout
 from gm.training.loss import DiffusionLoss
+from gm.training.noise_levels import LogNormal
 from gm.training.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
 from tests.gm.training.diffusers_twin import Twin
 from tests.gm.training.training_parts import make_inputs, make_objective, make_step, random_clips, random_unet, randoms

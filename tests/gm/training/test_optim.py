@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Parameter, Tensor
 
-from gm.device import in_place
+from gm.backend import in_place
 from gm.errors import UserError
 from gm.training.loss_scale import LARGEST, LossScale
 from gm.training.lr_schedule import LearningRate

@@ -6,14 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm.precision import set_compute_dtype
+from gm.networks.precision import set_compute_dtype
 from gm.training import train_step
 from gm.training.loss_scale import LossScale
 from gm.training.optim import AdamWOptions
 from gm.training.sigma_buckets import mean_losses
-from modules.recompute import recompute_blocks
-from modules.trainables import freeze
-from modules.unet3d import is_temporal
+from modules.training.stages import freeze, recompute_blocks
+from modules.video_unet import is_temporal
 from tests.gm.training.training_parts import make_inputs, make_step, random_unet, values
 
 SMALL = {"channel_mult": (1,)}  # one level: the fastest network of the real classes

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from gm.checkpoints.checkpoint import open_checkpoint, save_safetensors
-from gm.checkpoints.weights_writer import FullModelWriter
 from gm.errors import UserError
 from gm.training.checkpoint_folder import CheckpointFolder
 from gm.training.training_state import NUMBERS, TENSORS, check_identity, read_numbers, read_tensors, write_checkpoint
+from gm.weights.checkpoint import open_checkpoint, save_safetensors
+from gm.weights.weights_writer import FullModelWriter
 
 NAMES = ("weight.a", "adam_m.a", "adam_v.a", "average.a")
 NUMBERS_OF_RUN = {"step": 7, "identity": {"--environment.seed": 1}}

@@ -5,21 +5,21 @@ from typing import Dict, Iterable, List, Optional, Tuple
 import numpy as np
 from mindspore import Parameter
 
-from gm.checkpoints.weights import set_parameter
-from gm.conditioner import Conditioning
-from gm.denoiser import VScalingWithEDMcNoise
-from gm.noise_levels import LogNormal
+from gm.networks.conditioner import Conditioning
+from gm.sampling.denoiser import VScalingWithEDMcNoise
 from gm.training.conditioning_dropout import ConditioningDropout
 from gm.training.distributed import Communicator
 from gm.training.ema import WeightAverage
 from gm.training.loss import DiffusionLoss
 from gm.training.loss_scale import LossScale, NoLossScale
+from gm.training.noise_levels import LogNormal
 from gm.training.objective import Objective, TrainInputs
 from gm.training.optim import AdamW, AdamWOptions
 from gm.training.random_streams import SampleRandom
 from gm.training.train_step import TrainStep
-from modules.trainables import freeze
-from modules.unet3d import VideoUNet
+from gm.weights.parameters import set_parameter
+from modules.training.stages import freeze
+from modules.video_unet import VideoUNet
 
 CONTEXT, VECTOR = 24, 96
 # The real classes in two levels, one of them without attention, as SVD's last one.

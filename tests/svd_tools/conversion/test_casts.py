@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gm.checkpoints.safetensors_file import array_info
-from gm.checkpoints.tensor_source import TensorInfo, decode
+from gm.weights.safetensors_file import array_info
+from gm.weights.tensor_source import TensorInfo, decode
 from svd_tools.conversion.casts import cast, count_not_finite, to_bfloat16
 from svd_tools.conversion.lazy_tensor import LazyTensor
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gm.checkpoints.tensor_source import TensorInfo, decode
 from gm.errors import UserError
+from gm.weights.tensor_source import TensorInfo, decode
 from svd_tools.conversion.pickle_source import read_pickle
 
 NORM = "model.diffusion_model.out.0.weight"

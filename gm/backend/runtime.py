@@ -1,0 +1,126 @@
+"""The device, the execution mode and the threads of a process: set once, before the first operator runs."""
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple
+
+from gm.errors import UserError
+
+GRAPH_MODE, PYNATIVE_MODE = 0, 1
+DEVICE_FLAG = "--device_target"
+DEVICES = ("auto", "CPU", "Ascend")
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime(NamedTuple):
+    """What :func:`setup_runtime` settled on."""
+
+    device: str  # "CPU" or "Ascend"
+    mode: int  # GRAPH_MODE or PYNATIVE_MODE
+
+
+def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto", flag: str = DEVICE_FLAG) -> Runtime:
+    """Chooses the device and sets MindSpore up for it.
+
+    Args:
+        mode: 0 compiles the networks (graph mode), 1 runs operator by operator (PyNative).
+        device_target: `auto` (an Ascend card if MindSpore sees one, else the CPU), `CPU` or `Ascend`.
+        flag: what the user named the device with.
+
+    Raises:
+        UserError: an unknown device, or a device that is not there.
+    """
+    if device_target not in DEVICES:
+        raise UserError(f"{flag}: {device_target!r} is none of {', '.join(DEVICES)}")
+    _set_environment()
+    import mindspore as ms  # the environment must be set first
+
+    device = choose_device(device_target, _ascend_available(), flag)
+    _set_device(device, flag)
+    ms.set_context(mode=mode)
+    logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
+    return Runtime(device, mode)
+
+
+def set_mode(runtime: Runtime, mode: int) -> Runtime:
+    """Changes the mode for what runs from here on."""
+    import mindspore as ms
+
+    ms.set_context(mode=mode)
+    return runtime._replace(mode=mode)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Operator by operator inside, whatever the mode outside: for networks that run too seldom to be compiled.
+
+    There are no gradients inside, for operators share memory with NumPy where there is a CPU only.
+    """
+    import mindspore as ms
+
+    from gm.backend import operators as kernels
+    from gm.backend import shared_memory
+
+    mode, sharing = ms.get_context("mode"), kernels.sharing
+    ms.set_context(mode=PYNATIVE_MODE)
+    kernels.sharing = ms.get_context("device_target") == "CPU"
+    try:
+        yield
+    finally:
+        ms.set_context(mode=mode)
+        kernels.sharing = sharing
+        shared_memory.forget()
+
+
+@contextmanager
+def eager_alone() -> Iterator[None]:
+    """:func:`eager`, for a process that does nothing else meanwhile: on CPU its threads are given cores."""
+    from gm.backend.thread_placement import threads_placed
+
+    with eager(), threads_placed():
+        yield
+
+
+def choose_device(device_target: str, ascend_available: bool, flag: str = DEVICE_FLAG) -> str:
+    """The device for a `--device_target`: the one asked for, or for `auto` the fastest there is."""
+    if device_target == "Ascend" and not ascend_available:
+        raise UserError(
+            f"{flag}=Ascend: MindSpore finds no Ascend card here; check the driver and CANN, or use {flag}=CPU"
+        )
+    if device_target == "auto":
+        return "Ascend" if ascend_available else "CPU"
+    return device_target
+
+
+def _set_device(device: str, flag: str) -> None:
+    """Before the first operator; later, in a process that uses this as a library, the device has to be the same."""
+    import mindspore as ms
+
+    try:
+        ms.set_device(device)
+        if device == "CPU":
+            ms.runtime.launch_blocking()  # on few cores the asynchronous pipeline costs more than it hides
+            # The other levels search a graph for what a CPU does not have: a tenth of the time to compile, for nothing.
+            ms.set_context(jit_config={"jit_level": "O0"})
+    except RuntimeError as error:  # an operator has run in this process already
+        if ms.get_context("device_target") != device:
+            raise UserError(f"{flag}={device}: this process computes on another device already") from error
+
+
+def _ascend_available() -> bool:
+    import mindspore as ms
+
+    return ms.get_context("device_target") == "Ascend"  # before any setting: the best device that MindSpore found
+
+
+def _set_environment() -> None:
+    # oneDNN 3.10 (MindSpore 2.9 and 2.10) has no fast fp32 convolution for AVX-512 in this build; AVX2's is fast.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+    # On 910* overflow shows as inf/nan, as IEEE 754 says, instead of saturating.
+    os.environ.setdefault("MS_ASCEND_CHECK_OVERFLOW_MODE", "INFNAN_MODE")
+    # Threads of fused kernels (gm.backend.kernel_fusion) that spin while they wait take the cores from MindSpore's own.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are not addressed to users

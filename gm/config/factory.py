@@ -1,0 +1,274 @@
+"""YAML to objects: `target` names a class, `params` its arguments.
+
+A parameter `x_config` (or `x`) that holds a `target` is built first and passed as `x`; lists and dictionaries are
+searched likewise. Where a class lists a parameter in its `DEFERRED`, it gets a :class:`Recipe` instead, and builds the
+part when it needs it. The reference toolkit's own target paths and options are understood (:mod:`gm.config.targets`).
+"""
+
+import collections.abc
+import importlib
+import inspect
+import re
+import stat
+from io import StringIO
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union, get_args, get_origin
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from gm.config.targets import CLASSES, our_options, our_target
+from gm.errors import UserError
+from gm.files import reason
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value has a parameter's annotated type; of generic types, sequences and unions are looked into.
+
+    What cannot be told (no annotation, callables) is taken to fit.
+    """
+    origin = get_origin(annotation)
+    if origin is Union:
+        return any(fits(value, choice) for choice in get_args(annotation))
+    if origin is collections.abc.Sequence:
+        return isinstance(value, (list, tuple)) and all(fits(item, get_args(annotation)[0]) for item in value)
+    if origin is not None or annotation is inspect.Parameter.empty or not isinstance(annotation, type):
+        return True
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def describe(annotation: Any) -> str:
+    """A parameter's type in a user's words."""
+    origin = get_origin(annotation)
+    if origin is Union:
+        return " or ".join(describe(choice) for choice in get_args(annotation) if choice is not type(None))
+    if origin is collections.abc.Sequence:
+        return "a list, each item " + describe(get_args(annotation)[0])
+    return WORDS.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
+
+SUFFIX = "_config"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_BYTES = 1 << 20  # of a file
+MOST_FILES = 32  # that a file is made of, through `base`
+MOST_NODES = 100_000  # of a file, its aliases written out
+
+
+class Recipe:
+    """A part that is built when called, as often as it is called."""
+
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        self.node = node
+
+    def __call__(self, **arguments: Any) -> Any:
+        return instantiate(self.node, **arguments)
+
+
+def load_model(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Any:
+    """Builds what a YAML file describes under `model`; for the arguments see :func:`load_config`.
+
+    Raises:
+        UserError: the file cannot be used; the line names the flag, the file and what is wrong with it.
+    """
+    config = load_config(path, overrides, flag)
+    if not isinstance(config.get("model"), dict):
+        raise UserError(f"{flag}: {path} describes no `model`; configs/svd.yaml shows how")
+    try:
+        return instantiate(config["model"])
+    except UserError as error:
+        raise UserError(f"{flag}: {path}: {error}") from error
+
+
+def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Dict:
+    """Reads a YAML file, with interpolations resolved, as plain dictionaries and lists.
+
+    A file may name others under `base` (one path or a list, relative to itself): they are merged in order, and the
+    file's own values over them.
+
+    Args:
+        overrides: `dotted.key=value` strings, applied last.
+        flag: what named the file, for the error line.
+
+    Raises:
+        UserError: the file is missing, is no YAML, has an unresolvable interpolation, or is its own base.
+    """
+    try:
+        config = _merged(Path(path), flag, [])
+        if overrides:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+            _refuse_resolvers(overrides, path, flag)
+        return OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, TypeError) as error:  # a TypeError where a list and a mapping are merged
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"{flag}: {path} is no valid configuration: {line}") from error
+
+
+def _merged(path: Path, flag: str, read: List[Path], above: Tuple[Path, ...] = ()) -> DictConfig:
+    """A file over its bases; `read` collects all files."""
+    if path.resolve() in above:
+        raise UserError(f"{flag}: {path} is its own `base`, through {', '.join(file.name for file in above)}")
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise UserError(f"{flag}: {path}: more than {MOST_FILES} files through `base`")
+    own = _read(path, flag)
+    bases = own.pop("base", OmegaConf.create([]))
+    files = [path.parent / str(base) for base in (bases if OmegaConf.is_list(bases) else [bases])]
+    return OmegaConf.merge(*(_merged(file, flag, read, (*above, path.resolve())) for file in files), own)
+
+
+def _read(path: Path, flag: str) -> DictConfig:
+    """One file's mapping, as it stands."""
+    text = yaml_text(path, flag)
+    try:
+        config = OmegaConf.load(StringIO(text))
+    except YAMLError as error:  # a duplicate key
+        raise UserError(f"{flag}: {path} is no valid YAML: {_yaml_problem(error)}") from error
+    except OSError:  # OmegaConf's, for a number alone
+        config = None
+    if not OmegaConf.is_dict(config):
+        raise UserError(f"{flag}: {path} holds no mapping at its top level")
+    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), path, flag)
+    return config
+
+
+def yaml_text(path: Union[str, Path], flag: str) -> str:
+    """The text of a YAML file of a size that can be built, its aliases written out.
+
+    Raises:
+        UserError: no such file, no text, no YAML, or too large.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError
+        if status.st_size > MOST_BYTES:
+            raise UserError(f"{flag}: {path} has {status.st_size} bytes, a configuration at most {MOST_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no file at {path}; configs/ has the ones that come with the project") from error
+    except ValueError as error:
+        raise UserError(f"{flag}: {path} is no text file; a YAML file is expected") from error
+    except OSError as error:
+        raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from error
+    try:
+        if _node_count(yaml.compose(text, Loader=LOADER), {}) > MOST_NODES:
+            raise UserError(f"{flag}: {path} has more than {MOST_NODES} values, its aliases written out")
+    except YAMLError as error:
+        raise UserError(f"{flag}: {path} is no valid YAML: {_yaml_problem(error)}") from error
+    except RecursionError as error:  # PyYAML without its C part, or aliases of themselves
+        raise UserError(f"{flag}: {path} is nested too deeply, or holds itself") from error
+    return text
+
+
+def _node_count(node: Optional[yaml.Node], known: Dict[int, int]) -> int:
+    """How many values a YAML node holds, those of its aliases counted each time; `known` are the counted ones."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_node_count(child, known) for child in children)
+    return known[id(node)]
+
+
+def _refuse_resolvers(value: Any, path: Union[str, Path], flag: str) -> None:
+    """Interpolations are keys of the same configuration, `${a.b}`; OmegaConf's functions, such as those that read the
+    environment, are not called.
+
+    Raises:
+        UserError: an interpolation with a colon, which is a function's.
+    """
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_resolvers(item, path, flag)
+    elif isinstance(value, str) and "${" in value and ":" in re.sub(r"\$\{[^${}:]*\}", "", value):
+        raise UserError(f"{flag}: {path}: interpolations are of keys, such as ${{model.params.width}}; no functions")
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Builds what a `target`/`params` node describes.
+
+    Args:
+        arguments: added to, or in place of, the node's params.
+
+    Raises:
+        UserError: no such class, options that it does not have, or values that they cannot have.
+    """
+    target, params = _parts(node)
+    cls = find_class(our_target(target))
+    deferred: List[str] = getattr(cls, "DEFERRED", [])
+    built = {}
+    for key, value in our_options(target, params).items():
+        name = key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
+        built[name] = Recipe(value) if name in deferred and value is not None else _build(value)
+    built.update(arguments)
+    _check_options(cls, target, built)
+    return cls(**built)
+
+
+def _parts(node: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
+    """A node's target and a copy of its params."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("target"), str):
+        raise UserError(f"the configuration needs `target: package.module.Class` in {node}")
+    unknown = set(node) - {"target", "params"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"the configuration has {names} beside the target {node['target']}, not under its params")
+    params = node.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise UserError(f"the configuration's {node['target']} needs a mapping under `params`, not {params!r}")
+    return node["target"], dict(params)
+
+
+def find_class(target: str) -> Any:
+    """The class at a dotted path, which has to be one of :data:`gm.config.targets.CLASSES`: nothing else is imported.
+
+    Raises:
+        UserError: it is not.
+    """
+    if target not in CLASSES:
+        raise UserError(f"the configuration's target {target!r} is not a class of this project that it may name")
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "target" in value:
+            return instantiate(value)
+        return {key: _build(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_build(item) for item in value]
+    return value
+
+
+def _check_options(cls: Any, target: str, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        names = ", ".join(unknown)
+        raise UserError(f"the configuration's {target} has no option {names}; it has {', '.join(parameters)}")
+    missing = [name for name, given in parameters.items() if given.default is given.empty and name not in options]
+    if missing:
+        raise UserError(f"the configuration's {target} lacks {', '.join(missing)}")
+    for name, value in options.items():
+        annotation = parameters[name].annotation
+        if value is not parameters[name].default and not fits(value, annotation):
+            wanted = describe(annotation)
+            raise UserError(f"the configuration's {target} cannot have {name}={value!r}; expected {wanted}")

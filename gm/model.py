@@ -1,0 +1,331 @@
+"""Latent diffusion as three parts over one checkpoint file: conditioning, denoising and decoding."""
+
+import gc
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Callable, ContextManager, Dict, Optional, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
+from tqdm import tqdm
+
+from gm.backend.compile_cache import kept_compilation
+from gm.backend.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.backend.runtime import eager_alone
+from gm.config.factory import Recipe
+from gm.networks.autoencoder import DOWNSAMPLING, AutoencodingEngine
+from gm.networks.conditioner import Conditioning
+from gm.networks.tiling import in_tiles
+from gm.sampling.denoiser import Denoiser
+from gm.sampling.feature_cache import FeatureCache
+from gm.sampling.guidance import EVERY_SIGMA, Guider
+from gm.sampling.samplers import Sampler
+from gm.weights.checkpoint import open_checkpoint
+from gm.weights.checkpoint_names import compare_names
+from gm.weights.parameters import load_weights, parameter_shapes
+from gm.weights.tensor_source import TensorSource
+
+Needed = Callable[[str], bool]
+
+
+class Stage:
+    """One part of the model, from its recipe and its share of a checkpoint file.
+
+    Args:
+        build: makes the network.
+        prefix: of its parameters in the published names.
+        title: for the progress bar.
+        needed: which of its parameters (by their name in the network) are loaded; None for all.
+    """
+
+    def __init__(self, build: Callable[[], nn.Cell], prefix: str, title: str, needed: Optional[Needed] = None) -> None:
+        self.build, self.prefix, self.title, self.needed = build, prefix, title, needed
+        self.path: Optional[Path] = None
+        self.dtype = ms.float32
+        self.offload = False
+        self.net: Optional[nn.Cell] = None
+        self._source: Optional[TensorSource] = None
+        self._shapes: Optional[Dict[str, Tuple[int, ...]]] = None
+        self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
+
+    def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
+        """Names the checkpoint file, the weights' type, and whether they are released after each use."""
+        self.path, self.dtype, self.offload = path, dtype, offload
+
+    def part(self, title: str, needed: Needed) -> "Stage":
+        """A stage of its own over the same network and file, with another choice of parameters."""
+        stage = Stage(self.build, self.prefix, title, needed)
+        stage.attach(self.path)
+        return stage
+
+    def skeleton(self) -> nn.Cell:
+        """The network without values in its parameters."""
+        with no_init_parameters():
+            return self.build()
+
+    def shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Published name -> shape of every parameter."""
+        if self._shapes is None:
+            self._shapes = parameter_shapes(self.skeleton(), self.prefix)
+        return self._shapes
+
+    def open(self) -> TensorSource:
+        """The checkpoint file, seen through the overlay.
+
+        Raises:
+            UserError: the file cannot be read, or the overlay does not fit it.
+        """
+        return self.overlay(open_checkpoint(self.path))
+
+    def load(self) -> nn.Cell:
+        """The network with its weights, loaded now or before."""
+        if self.net is None:
+            net = self.skeleton()
+            self._source = self.open()
+            load_weights(net, self._source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
+            net.set_train(False)
+            self.net = net
+        return self.net
+
+    def release(self) -> None:
+        """Forgets the network and its weights; the pages of a mapped file go even if MindSpore still knows them."""
+        if self.net is None:
+            return
+        names = [self.prefix + name for name, _ in self.net.parameters_and_names()]
+        self.net = None
+        gc.collect()
+        for name in names:
+            self._source.release(name)
+        self._source.close()
+
+    def __enter__(self) -> nn.Cell:
+        return self.load()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.offload:
+            self.release()
+
+
+def _as_it_is(source: TensorSource) -> TensorSource:
+    return source
+
+# Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
+BATCHED_GUIDANCE_BYTES = 1 << 27
+
+
+class DiffusionEngine:
+    """Latent video diffusion from one frame.
+
+    Args:
+        network: recipe of the UNet.
+        denoiser: the preconditioning.
+        conditioner: recipe of the embedders.
+        first_stage: recipe of the autoencoder.
+        sampler: with its discretization and guider.
+        scale_factor: what latents are multiplied by before diffusion.
+        num_frames, height, width: what the model was trained for; pixels.
+
+    Attributes:
+        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.backend.kernel_fusion`); None: if
+            the UNet is large enough for that to pay.
+        feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.sampling.feature_cache`); 1: always.
+        tile_size: height and width in pixels that the autoencoder takes at once; larger pictures are encoded and
+            decoded in overlapping tiles (:mod:`gm.networks.tiling`). 0: of any size.
+        compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.backend.compile_cache`). The
+            network must be as its recipe makes it.
+    """
+
+    DEFERRED = ["network", "conditioner", "first_stage"]
+
+    def __init__(
+        self,
+        network: Recipe,
+        denoiser: Denoiser,
+        conditioner: Recipe,
+        first_stage: Recipe,
+        sampler: Sampler,
+        scale_factor: float = 0.18215,
+        num_frames: int = 14,
+        height: int = 576,
+        width: int = 1024,
+    ) -> None:
+        self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
+        self.num_frames, self.height, self.width = num_frames, height, width
+        self.fuse_kernels: Optional[bool] = None
+        self.feature_cache = 1
+        self.tile_size = 0
+        self.compile_cache = False
+        self._cache: Optional[FeatureCache] = None
+        self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
+        self.network = Stage(network, "model.diffusion_model.", "UNet")
+        self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
+
+    @property
+    def stages(self) -> Tuple[Stage, Stage, Stage]:
+        return self.network, self.conditioner, self.first_stage
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> Tuple[int, int, int, int]:
+        """(t, z, h, w) of a clip's latents, for its size in pixels."""
+        return num_frames, self._latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING
+
+    @cached_property
+    def _latent_channels(self) -> int:
+        return self.first_stage.shapes()["first_stage_model.decoder.conv_in.weight"][1]
+
+    def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Published name -> shape of every parameter of the whole model."""
+        return {name: shape for stage in self.stages for name, shape in stage.shapes().items()}
+
+    def attach(self, checkpoint: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
+        """Names the weights' file and compares its names and shapes with the network's; loads nothing yet.
+
+        Args:
+            dtype: of the UNet's and CLIP's weights; the autoencoder computes in fp32.
+            offload: each stage's weights are released when it ends.
+
+        Raises:
+            UserError: the file cannot be read, or is another model's; all differences are listed.
+        """
+        with open_checkpoint(checkpoint) as source:
+            compare_names(self.parameter_shapes(), source.info, what=f"the checkpoint {checkpoint}")
+        self.network.attach(checkpoint, dtype, offload)
+        self.network.open().close()  # a LoRA that does not fit is refused before anything is loaded
+        self.conditioner.attach(checkpoint, ms.float32, offload)
+        self.first_stage.attach(checkpoint, ms.float32, offload)
+
+    def load(self) -> None:
+        """Loads every stage now, unless they are loaded one at a time."""
+        for stage in self.stages:
+            if not stage.offload:
+                stage.load()
+
+    def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
+        """The conditioning of a batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
+        with self.conditioner as conditioner, eager_alone():
+            return conditioner.condition(batch, self.tile_size)
+
+    def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Denoises a batch of clips.
+
+        Args:
+            cond: of b clips.
+            noise: (b, t, 4, h, w), unit Gaussian.
+            rng: for samplers that add noise on the way.
+
+        Returns:
+            Latents (b, t, 4, h, w), still multiplied by the scale factor.
+        """
+        with self.network as network, self._fastest_mode(network):
+            recipe = self.network.build.node if self.compile_cache else None
+            evaluate = _network_function(network, self.network.dtype, self._features_of(network), recipe)
+            denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
+            return self.sampler(denoise, noise, rng, _progress("sampling"))
+
+    def _features_of(self, network: nn.Cell) -> Optional[FeatureCache]:
+        """The feature cache, if there is to be one: for each network one, for it is compiled once."""
+        if self.feature_cache == 1:
+            return None
+        cache = self._cache
+        if cache is None or cache.network is not network or cache.interval != self.feature_cache:
+            cache = FeatureCache(network, self.feature_cache)
+        cache.clear()
+        self._cache = None if self.network.offload else cache
+        return cache
+
+    def _fastest_mode(self, network: nn.Cell) -> ContextManager:
+        """For a network without gradients, in the mode that is set."""
+        fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
+        if fuse:
+            return fused_kernels_inside()
+        return eager_alone() if ms.get_context("mode") == ms.PYNATIVE_MODE else nullcontext()
+
+    def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
+        """Latents to pixels.
+
+        Args:
+            latents: (b, t, 4, h, w), multiplied by the scale factor.
+            chunk_size: frames decoded together; None or 0 for all. A remainder is decoded by itself.
+
+        Returns:
+            (b, t, 3, 8h, 8w), about -1..1.
+        """
+        chunk = chunk_size or latents.shape[1]
+        with self.first_stage as autoencoder, eager_alone():
+            clips = []
+            for clip in latents / np.float32(self.scale_factor):
+                starts = range(0, len(clip), chunk)
+                parts = [clip[start : start + chunk] for start in starts]
+                clips.append([self._decoded(autoencoder, part) for part in _progress("decoding")(parts)])
+        return np.stack([np.concatenate(parts) for parts in clips])
+
+    def _decoded(self, autoencoder: AutoencodingEngine, latents: np.ndarray) -> np.ndarray:
+        """(t, 4, h, w), not scaled -> (t, 3, 8h, 8w)."""
+
+        def decode(tile: np.ndarray) -> np.ndarray:
+            return autoencoder.decode(Tensor(tile), len(tile)).asnumpy()
+
+        return in_tiles(decode, latents, self.tile_size // DOWNSAMPLING, (1, DOWNSAMPLING))
+
+
+def _used_in_conditioning(name: str) -> bool:
+    """CLIP's image tower and the autoencoder's way in; not the text leftovers, not the image decoder."""
+    text = ".open_clip.model." in name and ".visual." not in name
+    return not (text or ".encoder.decoder." in name or ".post_quant_conv." in name)
+
+
+def _used_in_decoding(name: str) -> bool:
+    return name.startswith(("decoder.", "post_quant_conv."))
+
+
+def _progress(title: str) -> Callable:
+    """A progress bar with the time left; none where standard error is no terminal."""
+
+    def wrap(items):
+        return tqdm(items, desc=title, disable=None, leave=False)
+
+    return wrap
+
+
+def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache], recipe: Any) -> Callable:
+    """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips; with a recipe, what is compiled is kept."""
+    constants: Dict[int, Tuple[Conditioning, Tensor, Tensor]] = {}  # by the conditioning's identity
+
+    def constant_inputs(cond: Conditioning) -> Tuple[Tensor, Tensor]:
+        if id(cond) not in constants:
+            constants[id(cond)] = cond, Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype)
+        return constants[id(cond)][1:]
+
+    def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
+        b, t, _, h, w = x.shape
+        image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
+        frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
+        inputs = (Tensor(frames, dtype), Tensor(c_noise), *constant_inputs(cond), t)
+        if cache is not None:
+            out = cache(cond, *inputs)
+        else:
+            with nullcontext() if recipe is None else kept_compilation(recipe, inputs):
+                out = network(*inputs)
+        return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
+
+    return evaluate
+
+
+def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
+    """(x, σ) -> the guided estimate of the clean latents."""
+    uncond = cond.unconditional()
+    both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
+    one_batch = guider.interval == EVERY_SIGMA  # else steps of either kind would be compiled separately
+
+    def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
+        b, t, _, h, w = x.shape
+        if not guider.is_active(t, sigma):
+            return denoiser(evaluate, x, sigma, cond)
+        if not one_batch or 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
+            return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
+        halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)
+        return guider(halves[:b], halves[b:])
+
+    return denoise

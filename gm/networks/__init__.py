@@ -1,0 +1,1 @@
+"""Networks of latent diffusion of images, and their layers."""

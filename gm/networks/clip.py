@@ -1,0 +1,156 @@
+"""The image tower of OpenCLIP's ViT-H/14 (Radford et al. 2021; Ilharco et al. 2021), in the published names."""
+
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.common.initializer import Normal, initializer
+
+from gm.backend import operators as kernels
+from gm.backend.operators import add_broadcast
+from gm.networks.attention import Attention
+from gm.networks.layers import Conv2d, LayerNorm, Linear
+
+TEXT_CONTEXT = 77  # tokens of CLIP's text tower
+
+
+def _normal(*shape: int) -> Parameter:
+    return Parameter(initializer(Normal(shape[-1] ** -0.5), shape, mstype.float32))
+
+
+class SelfAttention(nn.Cell):
+    """Multi-head self-attention with q, k and v in one matrix, as in `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.in_proj_weight = _normal(3 * width, width)
+        self.in_proj_bias = Parameter(initializer("zeros", (3 * width,), mstype.float32))
+        self.out_proj = Linear(width, width)
+        self.attention = Attention()
+        self.compute_dtype = None
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(b, n, c) -> (b, n, c)."""
+        b, n, c = x.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if self.compute_dtype is not None:
+            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
+        qkv = kernels.add_bias(kernels.product(x, weight), bias.astype(x.dtype))
+        qkv = kernels.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
+        qkv = kernels.rows_permuted(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
+        out = kernels.swap_axes(self.attention(qkv[0], qkv[1], qkv[2]), 1, 2)  # b h n d -> b n h d
+        return self.out_proj(kernels.reshape(out, (b, n, c)))
+
+
+class MLP(nn.Cell):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.c_fc = Linear(width, hidden)
+        self.c_proj = Linear(hidden, width)
+        self.gelu = kernels.GELU()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Cell):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(width)
+        self.attn = SelfAttention(width, heads)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = MLP(width, mlp_width)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Cell):
+    """A stack of blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.resblocks = nn.CellList([ResidualAttentionBlock(width, heads, mlp_width) for _ in range(layers)])
+
+    def construct(self, x: Tensor) -> Tensor:
+        for block in self.resblocks:
+            x = block(x)
+        return x
+
+
+class VisionTransformer(nn.Cell):
+    """Pictures to one embedding each.
+
+    Args:
+        image_size: pixels of the square input (224).
+        patch_size: pixels of a square patch (14).
+        width, layers, heads: of the transformer (1280, 32, 16).
+        mlp_width: of its MLPs (5120).
+        output_dim: of the embedding (1024).
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 14,
+        width: int = 1280,
+        layers: int = 32,
+        heads: int = 16,
+        mlp_width: int = 5120,
+        output_dim: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.output_dim = image_size, output_dim
+        self.class_embedding = _normal(width)
+        self.positional_embedding = _normal((image_size // patch_size) ** 2 + 1, width)
+        self.proj = _normal(width, output_dim)
+        self.conv1 = Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, mlp_width)
+        self.ln_post = LayerNorm(width)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(b, 3, image_size, image_size), normalised -> (b, output_dim)."""
+        x = self.conv1(x)
+        b, c = x.shape[:2]
+        x = kernels.swap_axes(kernels.reshape(x, (b, c, -1)), 1, 2)  # b c h w -> b (h w) c
+        first = ops.broadcast_to(self.class_embedding.astype(x.dtype).reshape(1, 1, c), (b, 1, c))
+        x = ops.cat((first, x), axis=1)
+        x = self.ln_pre(add_broadcast(x, self.positional_embedding.astype(x.dtype).expand_dims(0)))
+        x = self.transformer(x)
+        return ops.matmul(self.ln_post(x[:, 0]), self.proj.astype(x.dtype))
+
+
+class OpenCLIP(nn.Cell):
+    """The image tower, beside the text tower's leftovers that the published file carries and nothing uses.
+
+    Args:
+        visual: the image tower.
+        vocab_size: tokens of the text tower's embedding; 0 leaves the leftovers out.
+        text_width: of the text tower.
+    """
+
+    def __init__(self, visual: VisionTransformer, vocab_size: int = 49408, text_width: int = 1024) -> None:
+        super().__init__()
+        self.visual = visual
+        if vocab_size:
+            self.positional_embedding = _normal(TEXT_CONTEXT, text_width)
+            self.text_projection = _normal(text_width, visual.output_dim)
+            self.logit_scale = Parameter(initializer("zeros", (), mstype.float32))
+            self.token_embedding = TokenEmbedding(vocab_size, text_width)
+            self.ln_final = LayerNorm(text_width)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.visual(x)
+
+
+class TokenEmbedding(nn.Cell):
+    """The text tower's embedding table: kept, never looked up."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.weight = _normal(vocab_size, width)

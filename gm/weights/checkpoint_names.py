@@ -1,0 +1,83 @@
+"""A checkpoint's names and shapes held against those a network wants, and a guess at what the checkpoint is."""
+
+from typing import Iterable, List, Mapping, Tuple
+
+from gm.errors import UserError
+from gm.weights.tensor_source import TensorInfo
+
+Shape = Tuple[int, ...]
+
+# What names tell about a checkpoint: the first whose mark stands in any name is said.
+_KINDS = (
+    ("spatial_res_block", "a UNet in the diffusers layout; svd_tools/convert.py converts it"),
+    ("vision_model.encoder.", "an image encoder in the transformers layout; svd_tools/convert.py converts it"),
+    ("down_blocks.", "in the diffusers layout; svd_tools/convert.py converts a folder of it"),
+    ("lora_", "a LoRA, which goes on top of a checkpoint"),
+    ("moment1.", "a training state with the optimizer's moments, not the weights alone"),
+    ("adam_m.", "a training state with the optimizer's moments, not the weights alone"),
+)
+_PLAIN_DECODER = "first_stage_model.post_quant_conv.weight"
+_TIME_STACK = ".time_stack."
+_UNET = "model.diffusion_model."
+
+
+def compare_names(wanted: Mapping[str, Shape], source_info: Mapping[str, TensorInfo], *, what: str) -> None:
+    """Checks that a checkpoint has exactly the wanted tensors.
+
+    Args:
+        wanted: the network's parameters, name → shape.
+        source_info: the checkpoint's tensors.
+        what: the checkpoint in the message, usually its path.
+
+    Raises:
+        UserError: a summary and a guess at the checkpoint's kind on the first line, then every missing, extra and
+            misshapen tensor on a line of its own.
+    """
+    missing = [name for name in wanted if name not in source_info]
+    extra = [name for name in source_info if name not in wanted]
+    misshapen = [name for name in wanted if name in source_info and source_info[name].shape != tuple(wanted[name])]
+    if not (missing or extra or misshapen):
+        return
+    counts = ((len(missing), "missing"), (len(extra), "extra"), (len(misshapen), "of another shape"))
+    summary = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+    lines = [f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; "
+             f"it seems to be {checkpoint_kind(source_info, wanted)}"]  # fmt: skip
+    lines += [f"  missing: {name} {tuple(wanted[name])}" for name in missing]
+    lines += [f"  extra: {name} {source_info[name].shape}" for name in extra]
+    lines += [f"  shape: {name} is {source_info[name].shape}, {tuple(wanted[name])} is wanted" for name in misshapen]
+    raise UserError("\n".join(lines))
+
+
+def checkpoint_kind(names: Iterable[str], wanted: Iterable[str]) -> str:
+    """What a checkpoint that does not fit seems to be, in words, judged by its names."""
+    have, want = set(names), set(wanted)
+    for mark, kind in _KINDS:
+        if any(mark in name for name in have - want):
+            return kind
+    prefix = _common_prefix(have, want)
+    if prefix:
+        return f"a checkpoint whose names all begin with {prefix!r}; save it without that prefix"
+    if _PLAIN_DECODER in have and _PLAIN_DECODER not in want:
+        return "the *_image_decoder variant; use a configuration with the image decoder"
+    if _PLAIN_DECODER in want and _PLAIN_DECODER not in have and have & want:
+        return "a checkpoint with the video decoder; use a configuration without the image decoder"
+    unet = [name for name in have if name.startswith(_UNET)]
+    if unet and not any(_TIME_STACK in name for name in unet):
+        return "an image model without temporal layers, such as Stable Diffusion"
+    if have and have <= {name for name in want if name.startswith(_UNET)}:
+        return "a UNet alone; svd_tools/convert.py --base adds it to a checkpoint"
+    if not have & want:
+        return "of another architecture: no tensor has a name that the network knows"
+    if have == want:
+        return "of the same architecture at another width"
+    return "an incomplete or altered checkpoint, or one of another configuration"
+
+
+def _common_prefix(have: Iterable[str], want: Iterable[str]) -> str:
+    """What stands before a wanted name in every name, if there is such a thing."""
+    names: List[str] = list(have)
+    ends = [name for name in want if names and names[0].endswith(f".{name}")]
+    if not ends:
+        return ""
+    prefix = names[0][: -len(max(ends, key=len))]
+    return prefix if all(name.startswith(prefix) for name in names) else ""

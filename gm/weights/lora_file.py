@@ -1,0 +1,196 @@
+"""LoRA files, and a checkpoint read as if a LoRA had been merged into it.
+
+A file holds, for each adapted layer `X.weight` of the UNet, `X.lora_A.weight` (r, in), `X.lora_B.weight` (out, r) and
+the number `X.alpha`, X being the published name without the leading `model.`: `diffusion_model.input_blocks.1.1.…`.
+ComfyUI reads such a file as it is (its "generic lora format", comfy/lora.py); svd_tools/convert_lora.py writes the
+names of diffusers and PEFT, and reads both and kohya's.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Mapping, NamedTuple
+
+import numpy as np
+
+from gm.errors import UserError
+from gm.files import PathLike
+from gm.weights.checkpoint import open_checkpoint
+from gm.weights.safetensors_file import save_safetensors
+from gm.weights.tensor_source import TensorInfo, TensorSource
+
+DROPPED = "model."  # what published names have before those in the file
+UNET = "diffusion_model."
+A, B, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+WEIGHT = ".weight"
+FP32_BYTES = 4
+CONVERT = "svd_tools/convert_lora.py"
+
+
+class LowRank(NamedTuple):
+    """One layer's branch: (α/r)·B A is what it adds to the layer's weight."""
+
+    a: np.ndarray  # (r, in)
+    b: np.ndarray  # (out, r)
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return len(self.a)
+
+    def delta(self) -> np.ndarray:
+        """(out, in), fp64."""
+        return (self.alpha / self.rank) * (self.b.astype(np.float64) @ self.a.astype(np.float64))
+
+
+class LoRA(NamedTuple):
+    """A LoRA file's content."""
+
+    path: Path
+    layers: Dict[str, LowRank]  # by the published name of the layer, without `.weight`
+    metadata: Mapping[str, str]
+
+    def check(self, info: Mapping[str, TensorInfo]) -> None:
+        """Holds the LoRA against a checkpoint's tensors.
+
+        Raises:
+            UserError: it was trained on another model: a summary on the first line, then every layer that the
+                checkpoint lacks or has in another shape.
+        """
+        lines = []
+        for name, layer in self.layers.items():
+            shape = (len(layer.b), layer.a.shape[1])
+            there = info.get(name + WEIGHT)
+            if there is None:
+                lines.append(f"  missing: {name}{WEIGHT} {shape}")
+            elif there.shape != shape:
+                lines.append(f"  shape: {name}{WEIGHT} is {there.shape}, the LoRA is for {shape}")
+        if lines:
+            count = f"{len(lines)} of its {len(self.layers)} layers do not fit"
+            raise UserError("\n".join([f"{self.path} is a LoRA of another model: {count}", *lines]))
+
+
+def is_lora_name(name: str) -> bool:
+    """Whether a parameter of a network, or a tensor of a file, is an A or a B."""
+    return name.endswith((A, B))
+
+
+class LoRAWriter:
+    """Writes a trained LoRA alone (a :class:`gm.weights.weights_writer.WeightsWriter`).
+
+    Args:
+        alpha: of all layers.
+        targets: what was adapted, for the file's metadata.
+        prefix: of the network's names in the published names.
+    """
+
+    file_name = "lora.safetensors"
+
+    def __init__(self, alpha: float, targets: str, prefix: str = DROPPED + UNET) -> None:
+        self.alpha, self.targets, self.prefix = alpha, targets, prefix
+
+    def num_bytes(self, shapes: Mapping[str, tuple]) -> int:
+        """Size of the file to come, for A and B of these shapes."""
+        return sum(FP32_BYTES * prod(shape) for shape in shapes.values())
+
+    def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
+        """Writes `folder/file_name`; see :meth:`gm.weights.weights_writer.WeightsWriter.write`."""
+        layers = {}
+        for stem in [name[: -len(A)] for name in values if name.endswith(A)]:
+            layers[self.prefix + stem] = LowRank(values[stem + A](), values[stem + B](), self.alpha)
+        write_lora(folder / self.file_name, layers, {"targets": self.targets, **metadata})
+        return folder / self.file_name
+
+
+def write_lora(path: PathLike, layers: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file, whole or not at all, in fp32.
+
+    Args:
+        layers: by the published name of the layer, without `.weight`.
+        metadata: text entries; `rank` and `alpha` are added where they are the same in all layers.
+    """
+    tensors = {}
+    for name, layer in layers.items():
+        stem = name[len(DROPPED) :]
+        tensors[stem + A] = layer.a.astype(np.float32, copy=False)
+        tensors[stem + B] = layer.b.astype(np.float32, copy=False)
+        tensors[stem + ALPHA] = np.array(layer.alpha, np.float32)
+    values = {"rank": {layer.rank for layer in layers.values()}, "alpha": {layer.alpha for layer in layers.values()}}
+    common = {key: str(value.pop()) for key, value in values.items() if len(value) == 1}
+    save_safetensors(path, tensors, {**common, **metadata})
+
+
+def read_lora(path: PathLike) -> LoRA:
+    """Reads a LoRA file.
+
+    Raises:
+        UserError: the file cannot be read, holds no LoRA, names its tensors as another program does, or lacks one.
+    """
+    with open_checkpoint(path) as source:
+        stems = [name[: -len(A)] for name in source.info if name.endswith(A)]
+        _check_names(source, stems)
+        layers = {}
+        for stem in stems:
+            a, b = np.array(source.read(stem + A)), np.array(source.read(stem + B))
+            if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+                raise UserError(f"{path}: {stem} has A {a.shape} and B {b.shape}, which are not (r, in) and (out, r)")
+            alpha = float(source.read(stem + ALPHA)) if stem + ALPHA in source.info else float(len(a))
+            layers[DROPPED + stem] = LowRank(a, b, alpha)
+        return LoRA(Path(path), layers, source.metadata)
+
+
+def _check_names(source: TensorSource, stems: Iterable[str]) -> None:
+    expected = {stem + end for stem in stems for end in (A, B, ALPHA)}
+    if not any(("lora" in name) for name in source.info):
+        raise UserError(f"{source.path} holds no LoRA; name a file that train.py or {CONVERT} wrote")
+    strange = [name for name in source.info if name not in expected or not name.startswith(UNET)]
+    if strange:
+        raise UserError(
+            f"{source.path} names its tensors as another program does ({strange[0]}); convert it first with {CONVERT}"
+        )
+    missing = [stem + B for stem in stems if stem + B not in source.info]
+    if missing:
+        raise UserError(f"{source.path} is incomplete: there is no {missing[0]}; fetch or save it again")
+
+
+class MergedSource:
+    """A checkpoint with a LoRA merged into it: W + scale·(α/r)·B A, computed when a tensor is read.
+
+    To its users a :class:`gm.weights.tensor_source.TensorSource`. Merged tensors are new fp32 arrays, rounded once
+    from fp64; all others stay views of the memory map, which is never written to.
+
+    Args:
+        source: the open checkpoint; this closes it.
+        lora: what is merged; it must fit.
+        scale: how strongly: 0 is the checkpoint itself, 1 the LoRA as it was trained.
+
+    Raises:
+        UserError: the LoRA is of another model.
+    """
+
+    def __init__(self, source: TensorSource, lora: LoRA, scale: float = 1.0) -> None:
+        lora.check(source.info)
+        self.source, self.scale = source, scale
+        self.path, self.info, self.metadata = source.path, source.info, source.metadata
+        self.deltas = {name + WEIGHT: layer for name, layer in lora.layers.items()} if scale else {}
+
+    def __enter__(self) -> "MergedSource":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor; see :meth:`gm.weights.tensor_source.TensorSource.read`."""
+        weight = self.source.read(name)
+        if name not in self.deltas:
+            return weight
+        return (weight + self.scale * self.deltas[name].delta()).astype(np.float32)
+
+    def release(self, name: str) -> None:
+        """See :meth:`gm.weights.tensor_source.TensorSource.release`."""
+        self.source.release(name)
+
+    def close(self) -> None:
+        """Closes the checkpoint."""
+        self.source.close()

@@ -1,0 +1,1 @@
+"""Training of a video model: its options, stages, data and validation."""

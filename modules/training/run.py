@@ -1,0 +1,218 @@
+"""From the options of train.py to a trainer."""
+
+import logging
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+
+import mindspore as ms
+import numpy as np
+
+from data.dataloader import make_dataloader
+from data.video_dataset import VideoDataset
+from gm.backend.kernel_fusion import suitable
+from gm.backend.runtime import Runtime
+from gm.config.factory import load_config, load_model
+from gm.errors import UserError
+from gm.model import DiffusionEngine
+from gm.networks.precision import amp_dtype
+from gm.training.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
+from gm.training.callbacks_base import Callback
+from gm.training.checkpoint_folder import CheckpointFolder
+from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.distributed import Communicator
+from gm.training.ema import WeightAverage, checked_decay
+from gm.training.log_lines import LogLines, MetricsFile
+from gm.training.loss_scale import LossScale, NoLossScale
+from gm.training.lr_schedule import LearningRate
+from gm.training.metrics_log import MetricsLog
+from gm.training.optim import AdamW, AdamWOptions
+from gm.training.train_step import TrainStep
+from gm.training.trainer import Batches, Plan, Trainer
+from modules.training.cached_dataset import CachedDataset
+from modules.training.fingerprint import run_identity
+from modules.training.initial_weights import write_initial_weights
+from modules.training.latent_cache import LatentCache
+from modules.training.options import TrainingOptions, pick
+from modules.training.stages import LEARNING, Learning, cond_aug_distribution, sigma_distribution
+from modules.training.validation import ValidationVideos
+
+INITIAL_WEIGHTS = "initial.safetensors"
+TENSORBOARD = "tensorboard"
+STEPS_TO_FUSE = 300  # from which on building fused kernels, a minute, pays by far
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training_run(
+    options: TrainingOptions, svd_config: Path, runtime: Runtime, communicator: Communicator, config: Mapping[str, Any]
+) -> Iterator[Trainer]:
+    """A trainer for the options, resumed if they ask for it; inside the block no other run may use its folder.
+
+    Args:
+        svd_config: YAML file of the model.
+        runtime: the device and mode.
+        communicator: the processes that train together.
+        config: all options, resolved, to be saved beside the checkpoints.
+
+    Raises:
+        UserError: options, data or weights that cannot be used.
+    """
+    checkpoints = CheckpointFolder(Path(options.run.output_dir), options.run.keep)
+    engine: DiffusionEngine = load_model(svd_config, flag="--svd_config")
+    with checkpoints.locked() if communicator.rank == 0 else nullcontext():
+        resume = checkpoints.find(options.run.resume or "")
+        dataset_args = {**options.dataset, "seed": options.environment.seed}
+        VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
+        check_numbers(options)
+        callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
+        engine.fuse_kernels = options.environment.fuse_kernels
+        weights = attach_weights(engine, options, communicator)
+        dataset = open_dataset(options, dataset_args, engine, communicator)
+        amp = amp_level(options, runtime)
+        learning = LEARNING[options.run.stage](engine, options, amp)
+        batches, steps = plan_batches(options, dataset, communicator)
+        model = load_config(svd_config, flag="--svd_config")["model"]
+        trainer = Trainer(
+            build_step(learning, options, amp, communicator, steps),
+            learning.trainables.parameters,
+            engine,
+            learning.recipe,
+            options.environment.seed,
+            batches,
+            LearningRate(**pick(options.scheduler), total_steps=steps),
+            Plan(steps, options.run.checkpoint_every, options.validation.every, options.run.max_nonfinite),
+            checkpoints,
+            learning.trainables.writer,
+            run_identity(options, model, weights, dataset.rows, communicator.world_size, amp),
+            callbacks,
+        )
+        if resume is not None:
+            trainer.restore(resume)
+        yield trainer
+
+
+def check_numbers(options: TrainingOptions) -> None:
+    """Makes all that refuses a number out of its range, before the clips are encoded, which may take hours."""
+    adamw_options(options)
+    LearningRate(**pick(options.scheduler), total_steps=1)
+    LossScale(**pick(options.loss_scale))
+    ConditioningDropout(**pick(options.dropout)).check()
+    checked_decay(options.run.ema_decay)
+    sigma_distribution(options)
+    cond_aug_distribution(options)
+
+
+def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicator: Communicator) -> Path:
+    """Names the weights that training starts from, written first where there are no pretrained ones.
+
+    The encoders and the decoder are loaded when they are used and released then; the UNet stays.
+    """
+    path = Path(options.run.pretrained) if options.run.pretrained else None
+    if path is None:
+        path = Path(options.run.output_dir) / INITIAL_WEIGHTS
+        logger.warning("no --train.pretrained: all weights are random, those of the encoders too")
+        if communicator.rank == 0:
+            write_initial_weights(engine, path, options.environment.seed)
+        communicator.wait()
+    engine.attach(path, ms.float32, offload=True)
+    engine.network.offload = False
+    return path
+
+
+def open_dataset(
+    options: TrainingOptions, dataset_args: Dict[str, Any], engine: DiffusionEngine, communicator: Communicator
+) -> Union[VideoDataset, CachedDataset]:
+    """The videos, or the cache of their encoded clips, completed first."""
+    cache_options = pick(options.latent_cache)
+    folder = cache_options.pop("folder")
+    if not folder:
+        return VideoDataset(**dataset_args)
+    cond_aug = (options.cond_aug.mean, options.cond_aug.std)
+    cache = LatentCache(folder, dataset_args, engine, cond_aug, **cache_options)
+    cache.build(options.run.encode_chunk_size, communicator.rank, communicator.world_size)
+    communicator.wait()
+    return cache.open()
+
+
+def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communicator) -> Tuple[Batches, int]:
+    """The batches from any number on, and how many updates they make."""
+    batch_size, accumulation = options.dataloader.batch_size, options.settings.gradient_accumulation_steps
+    loader = partial(
+        make_dataloader,
+        dataset,
+        **pick(options.dataloader),
+        rank=communicator.rank,
+        world_size=communicator.world_size,
+        seed=options.environment.seed,
+    )
+    per_epoch = loader().batches_per_epoch
+    steps = options.run.epochs * per_epoch // accumulation
+    if steps == 0:
+        raise UserError(
+            f"--train.settings.gradient_accumulation_steps={accumulation}: {options.run.epochs} epoch(s) of "
+            f"{per_epoch} batches are not enough for one update; lower it or raise --train.epochs"
+        )
+    steps = min(steps, options.run.max_steps or steps)
+
+    def open_batches(number: int) -> Iterator[Mapping[str, np.ndarray]]:
+        epoch, first = divmod(number, per_epoch)
+        last = (steps * accumulation - 1) // per_epoch
+        return iter(loader(epoch=epoch, start_batch=first, epochs=last + 1 - epoch))
+
+    return Batches(open_batches, per_epoch, batch_size), steps
+
+
+def build_step(
+    learning: Learning, options: TrainingOptions, amp: str, communicator: Communicator, steps: int
+) -> TrainStep:
+    """The optimizer step of a run of so many steps."""
+    parameters = list(learning.trainables.parameters.values())
+    settings = options.settings
+    return TrainStep(
+        learning.loss,
+        parameters,
+        AdamW(parameters, adamw_options(options)),
+        WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
+        LossScale(**pick(options.loss_scale)) if amp == "O2" else NoLossScale(),
+        communicator,
+        settings.gradient_accumulation_steps,
+        settings.clip_norm if settings.clip_grad else None,
+        settings.drop_overflow_update,
+        fuse_kernels(options, steps),
+    )
+
+
+def adamw_options(options: TrainingOptions) -> AdamWOptions:
+    """The optimizer's numbers, checked."""
+    optimizer = options.optimizer
+    return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
+
+
+def fuse_kernels(options: TrainingOptions, steps: int) -> bool:
+    """Whether to build fused kernels; the same for a run and for its resumption, for the losses' last digits."""
+    if options.environment.fuse_kernels is not None:
+        return options.environment.fuse_kernels
+    return suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
+
+
+def amp_level(options: TrainingOptions, runtime: Runtime) -> str:
+    """O0 or O2. The autoencoder is always trained in fp32: in fp16 its activations overflow."""
+    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level, runtime.device) == ms.float16
+    return "O2" if half else "O0"
+
+
+def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List[Callback]:
+    """Those of rank 0."""
+    log = MetricsLog(Path(options.run.output_dir) / TENSORBOARD)
+    callbacks = [
+        ConfigFile(config), ProgressLine(), LogLines(options.run.log_every), MetricsFile(), TensorBoardScalars(log),
+    ]  # fmt: skip
+    validation = pick(options.validation)
+    if validation.pop("every"):
+        clips = options.dataset
+        callbacks.append(ValidationVideos(num_frames=clips["frames"], height=clips["height"], width=clips["width"],
+                                          **validation, log=log))  # fmt: skip
+    return callbacks

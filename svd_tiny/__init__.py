@@ -1,0 +1,1 @@
+"""What only the bundled model needs: its photographs, rendered clips and training."""

@@ -1,1 +1,0 @@
-"""Training clips out of photographs: the pictures, their depth, the camera and the renderer."""

@@ -1,0 +1,61 @@
+"""Attention in blocks against the plain formula, and the choice of Ascend's fused operator."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+
+from gm.backend import operators as kernels
+from gm.networks import attention
+from gm.networks.attention import Attention
+
+
+def plain(q, k, v):
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)) @ v
+
+
+def qkv(b=2, h=3, n=10, m=7, d=16, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((b, h, length, d)).astype(dtype) for length in (n, m, m)]
+
+
+@pytest.mark.parametrize("budget", [1 << 26, 7 * 10 * 4 * 2, 7 * 10 * 4, 7 * 4 * 3, 1])
+def test_blocks_change_nothing(budget):
+    q, k, v = qkv()
+    out = Attention(scores_budget=budget)(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    np.testing.assert_allclose(out, plain(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
+    sizes = []
+    layer = Attention(scores_budget=7 * 4 * 3)
+    whole = layer.block
+    monkeypatch.setattr(
+        layer, "block", lambda q, k, v: sizes.append(q.shape[0] * q.shape[1] * k.shape[1] * 4) or whole(q, k, v)
+    )
+    layer(*map(Tensor, qkv()))
+    assert len(sizes) > 6
+    assert max(sizes) <= 7 * 4 * 3
+
+
+@pytest.mark.parametrize("dtype, fused", [(np.float16, True), (np.float32, False)])
+def test_ascend_s_operator_takes_half_precision_in_batches_it_allows(monkeypatch, dtype, fused):
+    """Temporal attention has a pixel in each batch entry: 9216 at 1024x576, where the operator takes 2048."""
+    calls = []
+
+    def flash(q, k, v, heads, input_layout, scalar_value):
+        assert q.ndim == 4 and input_layout == "BNSD"
+        assert q.shape[0] <= 2048 and q.shape[1] == heads and q.shape[3] % 16 == 0
+        assert q.dtype == k.dtype == v.dtype == ms.float16
+        calls.append(q.shape[0])
+        return Tensor(plain(*(x.asnumpy().astype(np.float32) for x in (q, k, v)))).astype(q.dtype)
+
+    monkeypatch.setattr(kernels, "has_fused_operators", lambda: True)
+    monkeypatch.setattr(ops, "flash_attention_score", flash)
+    q, k, v = qkv(b=4100, h=1, n=3, m=3, dtype=dtype)
+    out = Attention()(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    np.testing.assert_allclose(out, plain(*(x.astype(np.float32) for x in (q, k, v))), rtol=0.02, atol=0.02)
+    assert calls == ([2048, 2048, 4] if fused else [])
+    assert attention.FLASH_MAX_BATCH == 2048
