@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
+from gm.backend import operators
 from gm.errors import UserError
 from gm.weights.parameters import set_parameter
 
@@ -19,7 +19,7 @@ _move = ops.MultitypeFuncGraph("ema_move")
 
 @_move.register("Tensor", "Tensor", "Tensor")
 def _move_one(rate, average, parameter):
-    return ops.depend(True, ops.assign(average, average + (parameter - average) * rate))
+    return ops.depend(True, operators.current.move_average(average, parameter, rate))
 
 
 def checked_decay(decay: float) -> float:
@@ -60,11 +60,11 @@ class WeightAverage(nn.Cell):
 
     def update(self, updates: int) -> None:
         """Moves the average towards the weights after `updates` updates before this one."""
-        if not in_place.possible():
+        if not operators.current.updates_from_host:
             self(Tensor(self.rate(updates), ms.float32))
             return
         for average, parameter in zip(self.averages, self.parameters_):
-            in_place.move(average, parameter, self.rate(updates))
+            operators.current.move_average(average, parameter, self.rate(updates))
 
     def rate(self, updates: int) -> float:
         """1 - d after `updates` updates before this one."""

@@ -29,7 +29,7 @@ class DiffusionLoss(nn.Cell):
     ) -> Tuple[Tensor, Tensor]:
         """For the shapes see :class:`gm.training.objective.TrainInputs`; loss_scale: a number -> (a number, (b,))."""
         b = c_noise.shape[0]
-        prediction = self.network(x, c_noise, crossattn, vector, x.shape[0] // b).astype(ms.float32)
+        prediction = self.network(x, c_noise, crossattn, vector).astype(ms.float32)
         difference = (prediction - target).reshape(b, -1)  # (b t) c h w -> b (t c h w)
         clip_losses = ops.mean(ops.square(difference), 1) * weight
         return ops.mean(clip_losses) * loss_scale, clip_losses

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
+from gm.backend import operators
 from gm.errors import UserError
 
 FLAG = "--train.optimizer."
@@ -24,12 +24,13 @@ FIRST_MOMENT, SECOND_MOMENT = "adam_m", "adam_v"
 _update = ops.MultitypeFuncGraph("adamw_update")
 
 
-@_update.register("Function", *["Tensor"] * 10, "Bool")
-def _update_one(adamw, scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
+@_update.register(*["Tensor"] * 10, "Bool")
+def _update_one(scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
     """One tensor's update; of a sharded optimizer, only on the device that owns the tensor."""
     if not owned:
         return True
-    return ops.depend(True, adamw(parameter, first, second, lr, beta1, beta2, eps, decay, gradient * scale))
+    update = operators.current.adamw
+    return ops.depend(True, update(parameter, first, second, gradient, scale, lr, beta1, beta2, eps, decay))
 
 
 class AdamWOptions(NamedTuple):
@@ -72,13 +73,12 @@ class AdamW(nn.Optimizer):
         self.options = options
         self.first = self._moments(FIRST_MOMENT)
         self.second = self._moments(SECOND_MOMENT)
-        self.adamw = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
 
     def construct(self, gradients, scale, lr, beta1, beta2, eps, decay):
         """One update with `scale`·gradients by MindSpore's kernel; for the numbers see :meth:`numbers`."""
         done = self.map(
-            ops.partial(_update, self.adamw, scale, lr, beta1, beta2, eps, decay),
+            ops.partial(_update, scale, lr, beta1, beta2, eps, decay),
             self._parameters,
             self.first,
             self.second,
@@ -92,11 +92,11 @@ class AdamW(nn.Optimizer):
     def update(self, gradients: Sequence[Tensor], scale: float, step: int, lr: float) -> None:
         """One update with `scale`·gradients; the first is step 1; lr 0 changes no parameter."""
         numbers = (scale, *self.numbers(step, lr))
-        if self.use_parallel or not in_place.possible():
+        if self.use_parallel or not operators.current.updates_from_host:
             self(ms.mutable(tuple(gradients)), *(Tensor(number, ms.float32) for number in numbers))
             return
         for tensors in zip(self._parameters, self.first, self.second, gradients):
-            in_place.adamw(*tensors, np.array(numbers, np.float32))
+            operators.current.adamw(*tensors, *numbers)
 
     def numbers(self, step: int, lr: float) -> Tuple[float, ...]:
         """The kernel's lr, β1, β2, ε and decay."""

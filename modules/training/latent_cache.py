@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.video_dataset import VideoDataset
-from gm.backend.runtime import eager
+from gm.backend.operators import inference
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
 from gm.model import DiffusionEngine, Stage
@@ -137,7 +137,7 @@ class LatentCache:
     def _mode(self, num_clips: int) -> ContextManager[None]:
         """Compiled, if that is the program's mode, where starting the operators takes as long as running them."""
         small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
-        return nullcontext() if small and num_clips >= COMPILED_CLIPS else eager()
+        return nullcontext() if small and num_clips >= COMPILED_CLIPS else inference()
 
     def open(self) -> CachedDataset:
         """The clips as a data set.
