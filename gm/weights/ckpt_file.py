@@ -86,23 +86,24 @@ def write_ckpt(path: PathLike, info: Mapping[str, TensorInfo], read: Callable[[s
             raw = memoryview(read(name))
             if len(raw) != entry.num_bytes:
                 raise ValueError(f"{name}: {len(raw)} bytes given for {entry.num_bytes}")
-            for start in range(0, max(len(raw), 1), SLICE_BYTES):
-                piece = raw[start : start + SLICE_BYTES]
-                hashed = hasher.submit(digest.update, piece)  # beside the writing
-                file.write(_value_head(name, entry, len(piece)))
-                file.write(piece)
+            for part, head in _slices(name, entry):
+                hashed = hasher.submit(digest.update, raw[part])  # beside the writing
+                file.write(head)
+                file.write(raw[part])
                 hashed.result()
     return digest.hexdigest()
 
 
 def ckpt_bytes(info: Mapping[str, TensorInfo]) -> int:
     """The size of the file that :func:`write_ckpt` writes for these tensors."""
-    total = 0
-    for name, entry in info.items():
-        for start in range(0, max(entry.num_bytes, 1), SLICE_BYTES):
-            piece = min(SLICE_BYTES, entry.num_bytes - start)
-            total += len(_value_head(name, entry, piece)) + piece
-    return total
+    return sum(part.stop - part.start + len(head) for name in info for part, head in _slices(name, info[name]))
+
+
+def _slices(name: str, info: TensorInfo) -> Iterator[Tuple[slice, bytes]]:
+    """The values that a tensor is stored as: which of its bytes, and what stands before them."""
+    for start in range(0, max(info.num_bytes, 1), SLICE_BYTES):
+        stop = min(start + SLICE_BYTES, info.num_bytes)
+        yield slice(start, stop), _value_head(name, info, stop - start)
 
 
 def _value_head(name: str, info: TensorInfo, content_bytes: int) -> bytes:
