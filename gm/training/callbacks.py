@@ -1,7 +1,4 @@
-"""Those who watch a run: what callbacks may use, and the ones that every run has.
-
-What a callback may not do is end the run: see :func:`keep_training`.
-"""
+"""Callbacks, which watch a run but may not end it (:func:`keep_training`), and those that every run has."""
 
 import json
 import logging
@@ -10,7 +7,7 @@ import os
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ContextManager, Iterator, Mapping, Optional, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, TextIO
 
 import yaml
 from tensorboardX.event_file_writer import EventsWriter
@@ -21,38 +18,26 @@ from tqdm import tqdm
 from gm.backend.memory import is_out_of_memory
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, reason
-from gm.model import DiffusionEngine
+
+if TYPE_CHECKING:
+    from gm.training.trainer import Trainer
 
 CONFIG_NAME, METRICS_NAME = "config", "metrics.jsonl"
+LINE = "step {step} of {total}: loss {loss:.4f}, gradient {grad_norm:.3f}, lr {lr:.2e}, "
+LINE += "{samples_per_second:.3g} samples/s, {memory_gb:.2f} GB"
 RGB_CHANNELS = 3
 RETRY_SECONDS = 60.0  # after a failure to write TensorBoard's files
 
 logger = logging.getLogger(__name__)
 
 
-class TrainerView(Protocol):
-    """What a callback may use of the trainer.
+class Callback:
+    """Watches a run; does nothing by default. Called in the process of rank 0 only.
 
-    Attributes:
-        step: optimizer steps done.
-        total_steps: of the whole run.
-        output_dir: the run's folder.
-        engine: its `network` stage holds the network that is trained; the other stages load on use and are released.
+    It may use the trainer's `step`, `total_steps`, `output_dir`, `engine` and `averaged()`.
     """
 
-    step: int
-    total_steps: int
-    output_dir: Path
-    engine: DiffusionEngine
-
-    def averaged(self) -> ContextManager[None]:
-        """Inside the block the network has the averaged (EMA) weights, or its own where there is no average."""
-
-
-class Callback:
-    """Watches a run; does nothing by default. Called in the process of rank 0 only."""
-
-    def on_start(self, trainer: TrainerView) -> None:
+    def on_start(self, trainer: "Trainer") -> None:
         """Before the first step; `trainer.step` is where a resumed run goes on."""
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -65,7 +50,7 @@ class Callback:
                 `memory_gb` (this process's peak).
         """
 
-    def on_validation(self, step: int, trainer: TrainerView) -> None:
+    def on_validation(self, step: int, trainer: "Trainer") -> None:
         """Every `validate_every` steps; samples with `trainer.engine` inside `with trainer.averaged():`."""
 
     def on_end(self, step: int) -> None:
@@ -93,7 +78,7 @@ def keep_training(what: str) -> Iterator[None]:
 
 
 class ProgressLine(Callback):
-    """A line with the step, the loss and the time left; silent where standard error is no terminal.
+    """A line with step, loss, time left and, once there are any, skipped updates; silent without a terminal.
 
     Args:
         disable: hides it; None does where there is no terminal.
@@ -103,13 +88,11 @@ class ProgressLine(Callback):
         self._disable = disable
         self._bar: Optional[tqdm] = None
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Shows the line, from the step that the run goes on at."""
+    def on_start(self, trainer: "Trainer") -> None:
         position = {"initial": trainer.step, "total": trainer.total_steps}
         self._bar = tqdm(desc="training", unit="step", disable=self._disable, dynamic_ncols=True, **position)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Moves the line on; updates that were skipped are shown once there are any."""
         shown = {"loss": f"{metrics['loss']:.4f}", "lr": f"{metrics['lr']:.2e}"}
         if metrics.get("skipped_updates"):
             shown["skipped"] = f"{metrics['skipped_updates']:.0f}"
@@ -117,7 +100,6 @@ class ProgressLine(Callback):
         self._bar.update(step - self._bar.n)
 
     def on_end(self, step: int) -> None:
-        """Leaves the line as it is."""
         if self._bar is not None:
             self._bar.close()
 
@@ -132,36 +114,29 @@ class LogLines(Callback):
     def __init__(self, every: int) -> None:
         self._every, self._total = every, 0
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Says where the run stands."""
+    def on_start(self, trainer: "Trainer") -> None:
         self._total = trainer.total_steps
         logger.info("training from step %d to %d in %s", trainer.step, trainer.total_steps, trainer.output_dir)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line."""
         if step % self._every == 0:
-            line = (
-                "step {step} of {total}: loss {loss:.4f}, gradient {grad_norm:.3f}, lr {lr:.2e}, "
-                "{samples_per_second:.3g} samples/s, {memory_gb:.2f} GB"
-            )
-            logger.info("%s", line.format(step=step, total=self._total, **metrics))
+            logger.info("%s", LINE.format(step=step, total=self._total, **metrics))
 
     def on_end(self, step: int) -> None:
-        """Says where it ended."""
         logger.info("ended at step %d of %d", step, self._total)
 
 
 class MetricsFile(Callback):
     """Appends every step's figures to `metrics.jsonl` in the run's folder: a JSON object a line, with its `step`.
 
-    A resumed run first removes the lines of steps after its checkpoint, which come again.
+    A resumed run first removes the lines of steps after its checkpoint, which come again. A full disk loses lines, not
+    the run.
     """
 
     def __init__(self) -> None:
         self._file: Optional[TextIO] = None
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Opens the file."""
+    def on_start(self, trainer: "Trainer") -> None:
         path = Path(trainer.output_dir) / METRICS_NAME
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with atomic_file(path) as temporary:
@@ -169,14 +144,12 @@ class MetricsFile(Callback):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, it stays open for the run
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a line; a full disk loses it, not the run."""
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with keep_training(f"writing {METRICS_NAME}"):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
 
     def on_end(self, step: int) -> None:
-        """Closes the file."""
         if self._file is not None:
             self._file.close()
 
@@ -206,12 +179,11 @@ class TensorBoardLog(Callback):
         self._writer: Optional[EventsWriter] = None
         self._files, self._failed, self._retry_at = 0, False, 0.0
 
-    def on_start(self, trainer: TrainerView) -> None:
+    def on_start(self, trainer: "Trainer") -> None:
         """Tells TensorBoard to forget what a run that was killed wrote about later steps."""
         self._write(Event(step=trainer.step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One point of each curve."""
         points = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 
@@ -259,8 +231,7 @@ class ConfigFile(Callback):
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Writes the file, whole or not at all."""
+    def on_start(self, trainer: "Trainer") -> None:
         path = Path(trainer.output_dir) / f"{CONFIG_NAME}.yaml"
         with keep_training(f"saving {path}"):
             if path.exists() and path.read_text(encoding="utf-8") != self._text:

@@ -31,7 +31,8 @@ from gm.weights.parameters import WeightsWriter
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Batch = Mapping[str, np.ndarray]  # what the data set gives: column -> values with a batch axis
-Prepare = Callable[[Batch, Sequence[SampleRandom]], Inputs]  # from the data set's b clips to what the loss takes
+Randoms = Sequence[SampleRandom]  # of the b clips of a batch
+Prepare = Callable[[Batch, Randoms], Inputs]  # from what the data set gives to what the loss takes
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,17 @@ class StopSignal:
 
 
 class Trainer:
-    """Trains until the last step or a signal; a :class:`gm.training.callbacks.TrainerView`.
+    """Trains until the last step or a signal.
+
+    Attributes:
+        step: optimizer steps done, of `total_steps`.
+        output_dir: the run's folder.
+        engine: its `network` stage holds the network that is trained; the other stages load on use and are released.
 
     Args:
         train_step: with the optimizer, the average and the loss scale.
         parameters: what is trained, by its name in the network.
-        engine: its network stage holds the network.
+        engine: see above.
         prepare: from batches to inputs.
         seed: of what it draws.
         batches: the data.
@@ -122,18 +128,9 @@ class Trainer:
         self.checkpoints, self.writer, self.fingerprint = checkpoints, writer, dict(fingerprint)
         self.callbacks = tuple(callbacks)
         self.communicator = train_step.communicator
+        self.total_steps, self.output_dir = plan.total_steps, checkpoints.output_dir
         self.step = self.skipped = self.nonfinite = 0
         self._saved_step = -1
-
-    @property
-    def total_steps(self) -> int:
-        """Of the whole run."""
-        return self.plan.total_steps
-
-    @property
-    def output_dir(self) -> Path:
-        """The run's folder."""
-        return self.checkpoints.output_dir
 
     def averaged(self) -> ContextManager[None]:
         """Inside the block the network has the averaged weights, or its own where there is no average."""
@@ -239,7 +236,15 @@ class Trainer:
         tensors = self._tensors(self.train_step.optimizer.gathered())
         if self.communicator.rank == 0:
             path = self.checkpoints.path(self.step)
-            write_checkpoint(path, tensors, self._numbers(), self.writer)
+            numbers = {
+                "step": self.step,
+                "updates": self.train_step.updates,
+                "skipped": self.skipped,
+                "nonfinite": self.nonfinite,
+                "loss_scale": self.train_step.loss_scale.state(),
+                "identity": self.fingerprint,
+            }
+            write_checkpoint(path, tensors, numbers, self.writer)
             self.checkpoints.prune()
             logger.info("checkpoint %s", path)
         self._saved_step = self.step
@@ -264,13 +269,3 @@ class Trainer:
         average = self.train_step.average
         weights = {f"{WEIGHT}.{name}": parameter for name, parameter in self.parameters.items()}
         return {**weights, **moments, **({} if average is None else average.state())}
-
-    def _numbers(self) -> Dict[str, Any]:
-        return {
-            "step": self.step,
-            "updates": self.train_step.updates,
-            "skipped": self.skipped,
-            "nonfinite": self.nonfinite,
-            "loss_scale": self.train_step.loss_scale.state(),
-            "identity": self.fingerprint,
-        }

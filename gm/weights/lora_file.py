@@ -44,7 +44,7 @@ class LowRank(NamedTuple):
 
 
 class LoRA(NamedTuple):
-    """A LoRA file's content."""
+    """What a LoRA file holds."""
 
     path: Path
     layers: Dict[str, LowRank]  # by the published name of the layer, without `.weight`
@@ -57,14 +57,11 @@ class LoRA(NamedTuple):
             UserError: it was trained on another model: a summary on the first line, then every layer that the
                 checkpoint lacks or has in another shape.
         """
-        lines = []
-        for name, layer in self.layers.items():
-            shape = (len(layer.b), layer.a.shape[1])
-            there = info.get(name + WEIGHT)
-            if there is None:
-                lines.append(f"  missing: {name}{WEIGHT} {shape}")
-            elif there.shape != shape:
-                lines.append(f"  shape: {name}{WEIGHT} is {there.shape}, the LoRA is for {shape}")
+        shapes = {name + WEIGHT: (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
+        lines = [f"  missing: {name} {shape}" for name, shape in shapes.items() if name not in info]
+        for name, shape in shapes.items():
+            if name in info and info[name].shape != shape:
+                lines.append(f"  shape: {name} is {info[name].shape}, the LoRA is for {shape}")
         if lines:
             count = f"{len(lines)} of its {len(self.layers)} layers do not fit"
             raise UserError("\n".join([f"{self.path} is a LoRA of another model: {count}", *lines]))
@@ -175,7 +172,6 @@ class MergedSource(TensorSource):
         self.deltas = {name + WEIGHT: layer for name, layer in lora.layers.items()} if scale else {}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor; see :meth:`gm.weights.tensor_source.TensorSource.read`."""
         weight = super().read(name)
         if name not in self.deltas:
             return weight

@@ -1,7 +1,7 @@
 """From the data set's batches to what the losses take, for each stage of training."""
 
 from functools import cached_property
-from typing import NamedTuple, Sequence, Tuple
+from typing import NamedTuple, Tuple
 
 import numpy as np
 
@@ -9,21 +9,11 @@ from gm.model import Stage
 from gm.networks.autoencoder import DOWNSAMPLING
 from gm.networks.conditioner import Conditioning, GeneralConditioner
 from gm.training.autoencoder_loss import ReconstructionInputs
-from gm.training.objective import (
-    COND_AUG,
-    COND_NOISE,
-    NOISE,
-    LogNormal,
-    Objective,
-    SampleRandom,
-    TrainInputs,
-    unit_gaussian,
-)
-from gm.training.trainer import Batch
+from gm.training.objective import COND_AUG, COND_NOISE, NOISE, LogNormal, Objective, TrainInputs, unit_gaussian
+from gm.training.trainer import Batch, Randoms
 from modules.conditioning import conditioning_inputs, encode_frames
 
 FRAMES = "frames"
-Randoms = Sequence[SampleRandom]  # of the clips in a batch
 
 
 class FrozenEncoders:

@@ -23,7 +23,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from gm.errors import UserError, require
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
 from gm.model import DiffusionEngine
 from gm.networks.conditioner import GeneralConditioner
+from gm.training.objective import SampleRandom
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from modules.conditioning import CLEAN_FRAME, NOISED_FRAME, conditioning_inputs, encode_frames
 from modules.training.fingerprint import NOT_OF_CONTENT, digest, encoder_fingerprint
@@ -43,7 +44,8 @@ FLAG = "--train.latent_cache."
 FORMAT = 1  # raised when the content of the files changes its meaning
 COND_STREAM = 2  # keeps these random numbers apart from others drawn from the same seed
 KEY_DIGITS = 32
-COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100  # of a frame at most; to be encoded at least
+# Where starting the operators takes as long as running them, encoding is compiled: pixels of a frame, clips to encode.
+COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100
 SUFFIX, BROKEN_SUFFIX = ".safetensors", ".broken"
 MAX_NAMES = 10
 
@@ -53,16 +55,13 @@ logger = logging.getLogger(__name__)
 class CachedDataset:
     """One encoded clip of each video per epoch, in the place of :class:`data.video_dataset.VideoDataset`.
 
-    A sample is a pure function of (epoch, index). Made by :meth:`LatentCache.open`.
-
-    Attributes:
-        rows: the CSV rows of the videos, those that are broken left out.
-        columns: names of what :meth:`read` returns.
-
     Args:
-        rows: one for each video.
+        rows: of the CSV file, one for each video; those that are broken are left out.
         paths: for each video the files of its windows, at least one.
         draws: of conditioning noise in each file.
+
+    Attributes:
+        columns: names of what :meth:`read` returns.
     """
 
     columns = (
@@ -78,7 +77,7 @@ class CachedDataset:
         return len(self.rows)
 
     def sample(self, epoch: int, index: int) -> Dict[str, np.ndarray]:
-        """Sample `index` of an epoch.
+        """Sample `index` of an epoch: a pure function of both.
 
         Returns:
             latents: float32 (t, 4, h, w), multiplied by the scale factor.
@@ -121,11 +120,7 @@ class Clip(NamedTuple):
     window: int  # the epoch whose sample it is
     identity: Dict[str, Any]  # all that its content depends on
     path: Path  # its file
-
-    @property
-    def broken_mark(self) -> Path:
-        """The file that says that the video cannot be read there."""
-        return self.path.with_suffix(BROKEN_SUFFIX)
+    broken_mark: Path  # the file that says that the video cannot be read there
 
 
 class LatentCache:
@@ -176,7 +171,7 @@ class LatentCache:
         Needs the conditioner's weights; they are released at the end.
 
         Args:
-            chunk_size: pictures that the autoencoder encodes together.
+            chunk_size: images that the autoencoder encodes together.
             rank, world_size: this process makes every world_size-th clip; all have to be done before `open`.
 
         Raises:
@@ -187,19 +182,18 @@ class LatentCache:
         logger.info("latent cache %s: %d of %d clips are to be encoded", self.folder, len(missing), len(share))
         if not missing:
             return
+        small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
+        compiled = small and len(missing) >= COMPILED_CLIPS  # if that is the program's mode
         try:
-            with self.engine.conditioner as conditioner, self._mode(len(missing)):
-                for number, (clip, row) in enumerate(self._rows(missing)):
+            with self.engine.conditioner as conditioner, nullcontext() if compiled else eager():
+                for clip, row in self._rows(missing):
                     self._write(conditioner, clip, row, chunk_size)
-                    if number == 0:
-                        self._require_room(clip, len(missing) - 1)
+                    if clip is missing[0] and clip.path.exists():
+                        count = len(missing) - 1
+                        more = f"{count} more clips of the latent cache"
+                        require_free_space(self.folder, count * clip.path.stat().st_size, more)
         finally:
             self.engine.conditioner.release()
-
-    def _mode(self, num_clips: int) -> ContextManager[None]:
-        """Compiled, if that is the program's mode, where starting the operators takes as long as running them."""
-        small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
-        return nullcontext() if small and num_clips >= COMPILED_CLIPS else eager()
 
     def open(self) -> CachedDataset:
         """The clips as a data set.
@@ -235,7 +229,8 @@ class LatentCache:
             for window in range(windows):
                 identity = {**self.settings, **video, "index": index, "window": window}
                 key = digest(identity)[:KEY_DIGITS]
-                clips.append(Clip(index, window, identity, self.folder / key[:2] / (key + SUFFIX)))
+                path = self.folder / key[:2] / (key + SUFFIX)
+                clips.append(Clip(index, window, identity, path, path.with_suffix(BROKEN_SUFFIX)))
         return clips
 
     def _rows(self, clips: Sequence[Clip]) -> Iterator[Tuple[Clip, Tuple[np.ndarray, ...]]]:
@@ -266,22 +261,16 @@ class LatentCache:
             "fps_id": inputs["fps_id"][0],
             "start": sample["start"],
         }
-        tensors = {name: np.asarray(value) for name, value in tensors.items()}
-        save_safetensors(clip.path, tensors, {"identity": json.dumps(clip.identity)})
+        arrays = {name: np.asarray(value) for name, value in tensors.items()}
+        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.identity)})
         clip.broken_mark.unlink(missing_ok=True)
 
     def _noised(self, frame: np.ndarray, clip: Clip, fps: float, motion_bucket_id: float) -> Dict[str, np.ndarray]:
         """The conditioner's inputs for each draw of conditioning noise for a clip, from its first frame (3, h, w)."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(COND_STREAM, clip.window, clip.video))
-        rng = np.random.default_rng(sequence)
+        rng = SampleRandom(self.seed, clip.window, clip.video).stream(COND_STREAM)
         cond_augs = rng.lognormal(*self.cond_aug, self.draws).astype(np.float32)
         noise = rng.standard_normal((self.draws, *frame.shape), np.float32)
-        frames = np.broadcast_to(frame, noise.shape)
-        return conditioning_inputs(frames, noise, fps, motion_bucket_id, cond_augs)
-
-    def _require_room(self, clip: Clip, count: int) -> None:
-        if clip.path.exists():
-            require_free_space(self.folder, count * clip.path.stat().st_size, f"{count} more clips of the latent cache")
+        return conditioning_inputs(np.broadcast_to(frame, noise.shape), noise, fps, motion_bucket_id, cond_augs)
 
     def _changes(self, clip: Clip) -> str:
         """What distinguishes a missing clip from one that is there, in words; "" where there is none."""
@@ -291,7 +280,6 @@ class LatentCache:
             return ""
         with open_checkpoint(there) as source:
             other = json.loads(source.metadata.get("identity", "{}"))
-        names = [name for name in self.settings if other.get(name) != self.settings[name]]
-        if names:
-            return f"; the clips there were made with other {', '.join(names)}"
-        return f"; {clip.identity['video']} is new or changed, or the rows of the CSV moved"
+        names = ", ".join(name for name in self.settings if other.get(name) != self.settings[name])
+        changed = f"{clip.identity['video']} is new or changed, or the rows of the CSV moved"
+        return f"; the clips there were made with other {names}" if names else f"; {changed}"

@@ -176,7 +176,9 @@ def build_step(
 ) -> TrainStep:
     """The optimizer step of a run of so many steps."""
     parameters = list(stage.parameters.values())
-    settings = options.settings
+    settings, fuse = options.settings, options.environment.fuse_kernels
+    if fuse is None:  # the same for a run and for its resumption, because the losses' last digits depend on it
+        fuse = suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
     return TrainStep(
         stage.loss,
         parameters,
@@ -187,7 +189,7 @@ def build_step(
         settings.gradient_accumulation_steps,
         settings.clip_norm if settings.clip_grad else None,
         settings.drop_overflow_update,
-        fuse_kernels(options, steps),
+        fuse,
     )
 
 
@@ -195,13 +197,6 @@ def adamw_options(options: TrainingOptions) -> AdamWOptions:
     """The optimizer's numbers, checked."""
     optimizer = options.optimizer
     return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
-
-
-def fuse_kernels(options: TrainingOptions, steps: int) -> bool:
-    """Whether to build fused kernels; the same for a run and for its resumption, for the losses' last digits."""
-    if options.environment.fuse_kernels is not None:
-        return options.environment.fuse_kernels
-    return suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
 
 
 def amp_level(options: TrainingOptions, runtime: Runtime) -> str:
@@ -217,6 +212,6 @@ def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List
     validation = pick(options.validation)
     if validation.pop("every"):
         clips = options.dataset
-        callbacks.append(ValidationVideos(num_frames=clips["frames"], height=clips["height"], width=clips["width"],
-                                          **validation, log=log))  # fmt: skip
+        size = {"num_frames": clips["frames"], "height": clips["height"], "width": clips["width"]}
+        callbacks.append(ValidationVideos(**size, **validation, log=log))
     return callbacks
