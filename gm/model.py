@@ -24,7 +24,7 @@ from gm.sampling.feature_cache import FeatureCache
 from gm.sampling.guidance import EVERY_SIGMA, Guider
 from gm.sampling.samplers import Sampler
 from gm.weights.checkpoint import open_checkpoint
-from gm.weights.checkpoint_names import compare_names
+from gm.weights.names import compare_names
 from gm.weights.parameters import load_weights, parameter_shapes
 from gm.weights.tensor_source import TensorSource
 
@@ -238,7 +238,7 @@ class DiffusionEngine:
     def _fastest_mode(self, network: nn.Cell) -> ContextManager:
         """For a network without gradients, in the mode that is set."""
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
-        return inference(ms.get_context("mode") == ms.GRAPH_MODE, alone=True, fuse=fuse)
+        return inference(None, alone=True, fuse=fuse)
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.
@@ -298,9 +298,7 @@ def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureC
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape
-        image = np.broadcast_to(cond.concat[:, None], (b, t) + cond.concat.shape[1:])
-        frames = np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)
-        inputs = (Tensor(frames, dtype), Tensor(c_noise), *constant_inputs(cond))
+        inputs = (Tensor(cond.beside(x), dtype), Tensor(c_noise), *constant_inputs(cond))
         if cache is not None:
             out = cache(cond, *inputs)
         else:

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, NamedTuple, Tuple
 
 import numpy as np
 
-from modules.conditioning import conditioning_inputs
-
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.model import DiffusionEngine
 
@@ -48,6 +46,8 @@ def generate(
     Returns:
         (b, t, 3, height, width), about -1..1, fp32.
     """
+    from modules.conditioning import conditioning_inputs  # this imports MindSpore
+
     image_noise, noise = noises
     fps, motion_bucket_id, noise_aug_strength, decode_chunk_size = settings
     cond = engine.condition(conditioning_inputs(pixels, image_noise, fps, motion_bucket_id, noise_aug_strength))

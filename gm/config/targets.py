@@ -10,8 +10,8 @@ from typing import Any, Dict, Mapping, Sequence
 
 from gm.errors import UserError
 
-# Every class that a YAML file may name, where it is, and by which other paths: the reference's (mindone's), sgm's, and
-# those that this project had before. Nothing else is imported or called.
+# Every class that a YAML file may name, where it is, and by which other paths: the reference's (mindone's), sgm's, and,
+# last, the one that this project had before. Nothing else is imported or called.
 _REFERENCE, _SGM = "gm.modules.diffusionmodules.", "sgm.modules.diffusionmodules."
 _CLASSES: Mapping[str, Sequence[str]] = {
     "gm.model.DiffusionEngine": (
@@ -68,18 +68,20 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         _REFERENCE + "discretizer.EDMDiscretization", _SGM + "discretizer.EDMDiscretization",
         "gm.discretizer.EDMDiscretization",
     ),
-    "modules.encoders.FrozenOpenCLIPImagePredictionEmbedder": (
+    "modules.conditioning.FrozenOpenCLIPImagePredictionEmbedder": (
         "modules.encoders.modules.FrozenOpenCLIPImagePredictionEmbedder",
         "sgm.modules.encoders.modules.FrozenOpenCLIPImagePredictionEmbedder",
+        "modules.encoders.FrozenOpenCLIPImagePredictionEmbedder",
     ),
-    "modules.encoders.VideoPredictionEmbedderWithEncoder": (
+    "modules.conditioning.VideoPredictionEmbedderWithEncoder": (
         "modules.encoders.modules.VideoPredictionEmbedderWithEncoder",
         "sgm.modules.encoders.modules.VideoPredictionEmbedderWithEncoder",
+        "modules.encoders.VideoPredictionEmbedderWithEncoder",
     ),
     "modules.video_decoder.VideoDecoder": (
-        "modules.temporal_ae.VideoDecoder", "sgm.modules.autoencoding.temporal_ae.VideoDecoder",
+        "sgm.modules.autoencoding.temporal_ae.VideoDecoder", "modules.temporal_ae.VideoDecoder",
     ),
-    "modules.video_unet.VideoUNet": ("modules.unet3d.VideoUNet", _SGM + "video_model.VideoUNet"),
+    "modules.video_unet.VideoUNet": (_SGM + "video_model.VideoUNet", "modules.unet3d.VideoUNet"),
 }  # fmt: skip
 CLASSES = frozenset(_CLASSES)
 TARGETS: Mapping[str, str] = {alias: name for name, aliases in _CLASSES.items() for alias in aliases}

@@ -14,9 +14,7 @@ from data.image_reader import find_images, fit_image, read_image
 from data.video_writer import write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine
-from gm.training.callbacks import keep_training
-from gm.training.callbacks_base import Callback, TrainerView
-from gm.training.metrics_log import MetricsLog
+from gm.training.callbacks import Callback, TensorBoardLog, TrainerView, keep_training
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 
 FOLDER = "validation"  # in the run's folder
@@ -61,7 +59,7 @@ class ValidationVideos(Callback):
         noise_aug_strength: float = 0.02,
         sampling_steps: int = 0,
         decode_chunk_size: int = 0,
-        log: Optional[MetricsLog] = None,
+        log: Optional[TensorBoardLog] = None,
     ) -> None:
         self._paths: List[Path] = find_images(images, f"{FLAG}images")
         self._images = [fit_image(read_image(path), height, width) for path in self._paths]

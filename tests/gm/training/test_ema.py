@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor
 
 from gm.backend import in_place
 from gm.errors import UserError
-from gm.training.ema import WeightAverage
+from gm.training.optim import WeightAverage
 
 
 def walk(average, parameter, steps):

@@ -10,9 +10,8 @@ from mindspore import Parameter, Tensor
 
 from gm.backend import in_place
 from gm.errors import UserError
-from gm.training.loss_scale import LARGEST, LossScale
-from gm.training.lr_schedule import LearningRate
-from gm.training.optim import AdamW, AdamWOptions
+from gm.training.optim import AdamW, AdamWOptions, LearningRate
+from gm.training.train_step import LARGEST, LossScale
 from tests.gm.training.diffusers_twin import Twin
 from tests.gm.training.training_parts import make_objective, make_step, random_clips, random_unet, values
 
