@@ -36,8 +36,7 @@ def noises(height: int, width: int) -> Tuple[np.ndarray, np.ndarray]:
 def run_ours(args: argparse.Namespace, image: np.ndarray) -> np.ndarray:
     """The frames, (t, height, width, 3), uint8; made as `image_to_video.py` does it."""
     from gm.backend.runtime import GRAPH_MODE, set_mode, setup_runtime
-    from modules.generation import to_pixels
-    from modules.pipeline import SVDPipeline
+    from modules.pipeline import SVDPipeline, to_pixels
 
     runtime = setup_runtime(GRAPH_MODE, "CPU")
     height, width = image.shape[:2]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gm.backend.compile_cache import kept_compilation
 from gm.backend.kernel_fusion import fused_kernels_inside, worth_fusing
 from gm.backend.runtime import eager_alone
-from gm.config.factory import Recipe
+from gm.config.factory import LazyConfig
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencodingEngine
 from gm.networks.conditioner import Conditioning
 from gm.networks.tiling import in_tiles
@@ -142,10 +142,10 @@ class DiffusionEngine:
 
     def __init__(
         self,
-        network: Recipe,
+        network: LazyConfig,
         denoiser: Denoiser,
-        conditioner: Recipe,
-        first_stage: Recipe,
+        conditioner: LazyConfig,
+        first_stage: LazyConfig,
         sampler: Sampler,
         scale_factor: float = 0.18215,
         num_frames: int = 14,

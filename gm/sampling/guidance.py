@@ -1,12 +1,13 @@
 """Classifier-free guidance (Ho & Salimans 2022) with a scale for each frame (SVD, D.4.1)."""
 
-from typing import Tuple
+from typing import Annotated, Mapping, Optional, Tuple, Type
 
 import numpy as np
 
-from gm.errors import UserError
+from gm.config.values import OptionError, Range
 
 EVERY_SIGMA = (0.0, float("inf"))
+Scale = Annotated[float, Range(0, 100)]
 
 
 class Guider:
@@ -21,7 +22,7 @@ class Guider:
 
     interval: Tuple[float, float] = EVERY_SIGMA
 
-    def __init__(self, max_scale: float = 2.5, min_scale: float = 1.0) -> None:
+    def __init__(self, max_scale: Scale = 2.5, min_scale: Scale = 1.0) -> None:
         self.max_scale, self.min_scale = max_scale, min_scale
 
     def shape(self, num_frames: int) -> np.ndarray:
@@ -53,9 +54,9 @@ class LinearPredictionGuider(Guider):
 class ConstantGuider(Guider):
     """max at every frame; min is not used, and may not be given."""
 
-    def __init__(self, max_scale: float = 2.5, min_scale: float = None) -> None:
+    def __init__(self, max_scale: Scale = 2.5, min_scale: Optional[Scale] = None) -> None:
         if min_scale is not None and min_scale != max_scale:
-            raise UserError("--SVD.min_cfg: the constant guider has one scale; give --SVD.max_cfg alone")
+            raise OptionError("min_scale: the constant guider has one scale; give max_scale alone")
         super().__init__(max_scale, max_scale)
 
     def shape(self, num_frames: int) -> np.ndarray:
@@ -76,3 +77,11 @@ class TrapezoidPredictionGuider(Guider):
     def shape(self, num_frames: int) -> np.ndarray:
         position = np.linspace(0, 1, num_frames)
         return np.clip(2 - 4 * np.abs(position - 0.5), 0, 1)
+
+
+GUIDERS: Mapping[str, Type[Guider]] = {
+    "linear": LinearPredictionGuider,
+    "constant": ConstantGuider,
+    "triangle": TrianglePredictionGuider,
+    "trapezoid": TrapezoidPredictionGuider,
+}

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import gm.config.factory
-from gm.config.factory import Recipe, describe, find_class, fits, instantiate, load_config, load_model
+from gm.config.factory import LazyConfig, find_class, instantiate, load_config, load_model
+from gm.config.values import describe, fits
 from gm.errors import UserError
 from gm.sampling.guidance import LinearPredictionGuider
 
@@ -30,7 +31,7 @@ class Part:
 class Whole:
     DEFERRED = ["later"]
 
-    def __init__(self, part: Part, later: Optional[Recipe] = None, others: Sequence[Part] = ()) -> None:
+    def __init__(self, part: Part, later: Optional[LazyConfig] = None, others: Sequence[Part] = ()) -> None:
         self.part, self.later, self.others = part, later, others
 
 
@@ -60,7 +61,7 @@ def test_nested_targets_are_built_and_named_without_their_suffix():
 
 def test_a_deferred_part_is_built_anew_by_each_call():
     whole = instantiate(node("Whole", part=node("Part", size=3), later_config=node("Part", size=4)))
-    assert isinstance(whole.later, Recipe)
+    assert isinstance(whole.later, LazyConfig)
     first, second = whole.later(), whole.later(size=5)
     assert first is not second and (first.size, second.size) == (4, 5)
     assert instantiate(node("Whole", part=node("Part", size=3), later_config=None)).later is None
@@ -138,7 +139,7 @@ CODE = {  # target -> params
     "gm.files.make_output_dir": {"path": "made", "flag": "x"},
     "gm.files.shutil": {},
     "gm.config.factory.__builtins__": {},
-    "gm.config.factory.Recipe": {"node": {}},
+    "gm.config.factory.LazyConfig": {"node": {}},
     "gm.sampling.guidance.LinearPredictionGuider.scales": {},
     "svd_tools.convert.main": {},
 }
@@ -208,7 +209,7 @@ def test_a_file_that_grows_without_end_is_refused(tmp_path):
         ([[1], ["a"]], Sequence[Sequence[int]], False),
         ("anything", inspect.Parameter.empty, True),
         ("anything", Callable[[int], int], True),
-        ([1, "mixed"], List[int], True),
+        ([1, "mixed"], List[int], False),
     ],
 )
 def test_whether_a_value_fits(value, annotation, expected):
