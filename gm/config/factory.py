@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from gm.config.targets import CLASSES, LIMITS, WHOLE_NUMBERS, our_options, our_target
-from gm.config.values import LONGEST, describe, fits
+from gm.config.values import describe, fits, show
 from gm.errors import UserError
 from gm.files import reason
 
@@ -258,9 +258,5 @@ def _check_options(cls: Any, target: str, options: Mapping[str, Any]) -> None:
         annotation, limits = parameters[name].annotation, LIMITS.get(name, WHOLE_NUMBERS)
         if value is not parameters[name].default and not fits(value, annotation, limits):
             wanted = describe(annotation, limits, value)
-            raise UserError(f"the configuration's {target} cannot have {name}={_short(value)}; expected {wanted}")
+            raise UserError(f"the configuration's {target} cannot have {name}={show(value)}; expected {wanted}")
 
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -2,18 +2,20 @@
 
 import inspect
 import sys
-from typing import Callable, List, Optional, Sequence, Union
+from pathlib import Path
+from typing import Annotated, Callable, List, Optional, Sequence, Union
 
 import pytest
 import yaml
 
 import gm.config.factory
 from gm.config.factory import LazyConfig, find_class, instantiate, load_config, load_model
-from gm.config.values import describe, fits
+from gm.config.values import Range, describe, fits
 from gm.errors import UserError
 from gm.sampling.guidance import LinearPredictionGuider
 
 HERE = __name__
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +26,17 @@ def registered(monkeypatch):
 
 
 class Part:
-    def __init__(self, size: int, rate: float = 0.5, names: Sequence[str] = (), name: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        rate: float = 0.5,
+        names: Sequence[str] = (),
+        name: Optional[str] = None,
+        share: Annotated[float, Range(0, 1)] = 0,
+    ) -> None:
         self.size, self.rate, self.names, self.name = size, rate, names, name
+        if size == 13:
+            raise ValueError("thirteen")
 
 
 class Whole:
@@ -86,13 +97,19 @@ def test_params_may_be_left_out():
     ("recipe", "words"),
     [
         (node("Part"), "Part lacks size"),
-        (node("Part", size=3, sise=4), "no option sise; it has size, rate, names, name"),
-        (node("Part", size="big"), "size='big'; expected a whole number"),
+        (node("Part", size=3, sise=4), "no option sise; it has size, rate, names, name, share"),
+        (node("Part", size="big"), "size=big; expected a whole number from 1 to 16384"),
         (node("Part", size=1.5), "size=1.5; expected a whole number"),
         (node("Part", size=True), "size=True; expected a whole number"),
-        (node("Part", size=3, rate="fast"), "rate='fast'; expected a number"),
-        (node("Part", size=3, names=["a", 4]), "names=['a', 4]; expected a list, each item a word"),
-        (node("Part", size=3, names="ab"), "names='ab'; expected a list"),
+        (node("Part", size=0), "size=0; expected a whole number from 1 to 16384"),
+        (node("Part", size=10**40), f"size=1{'0' * 40}; expected"),
+        (node("Part", size=3, rate=float("nan")), "rate=nan; expected a number from"),
+        (node("Part", size=3, rate=1e300), "rate=1e+300; expected a number from"),
+        (node("Part", size=3, share=2), "share=2; expected a number from 0 to 1"),
+        (node("Part", size=13), "Part cannot be built from its options: thirteen"),
+        (node("Part", size=3, rate="fast"), "rate=fast; expected a number"),
+        (node("Part", size=3, names=["a", 4]), "names=[a,4]; expected a list, each item a word"),
+        (node("Part", size=3, names="ab"), "names=ab; expected a list"),
         (node("Part", size=3, name=7), "name=7; expected a word"),
         (node("Whole", part={"size": 3}), "part={'size': 3}; expected a Part"),
         (node("Whole", part=node("open_ended")), "expected a Part"),
@@ -219,6 +236,26 @@ def test_whether_a_value_fits(value, annotation, expected):
 def test_types_in_words():
     assert describe(Optional[Sequence[int]]) == "a list, each item a whole number"
     assert describe(Union[bool, str]) == "true or false or a word"
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "value"),
+    [
+        ("network_config", "num_res_blocks", "100000"),
+        ("network_config", "model_channels", "0"),
+        ("network_config", "model_channels", "many"),
+        ("network_config", "num_head_channels", "-1"),
+        ("network_config", "channel_mult", "[0,0]"),
+        ("network_config", "num_groups", "[4]"),
+        ("sampler_config", "num_steps", "1000000000000"),
+        ("sampler_config.params.guider_config", "max_scale", "-5"),
+        ("sampler_config.params.discretization_config", "sigma_max", ".nan"),
+    ],
+)
+def test_a_model_s_numbers_have_ranges_and_the_line_names_the_file(part, option, value):
+    path = CONFIGS / "svd_tiny.yaml"
+    with pytest.raises(UserError, match=rf"^--SVD.config: {path}: .* cannot have {option}=.*; expected a"):
+        load_model(path, [f"model.params.{part}.params.{option}={value}"], "--SVD.config").parameter_shapes()
 
 
 # ------------------------------------------------------------------------------------------------------ reading
