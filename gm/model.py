@@ -13,8 +13,8 @@ from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
 from gm.backend.compile_cache import kept_compilation
-from gm.backend.kernel_fusion import fused_kernels_inside, worth_fusing
-from gm.backend.runtime import eager_alone
+from gm.backend.kernel_fusion import worth_fusing
+from gm.backend.operators import inference
 from gm.config.factory import Recipe
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencodingEngine
 from gm.networks.conditioner import Conditioning
@@ -204,7 +204,7 @@ class DiffusionEngine:
 
     def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
         """The conditioning of a batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
-        with self.conditioner as conditioner, eager_alone():
+        with self.conditioner as conditioner, inference(alone=True):
             return conditioner.condition(batch, self.tile_size)
 
     def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -238,9 +238,7 @@ class DiffusionEngine:
     def _fastest_mode(self, network: nn.Cell) -> ContextManager:
         """For a network without gradients, in the mode that is set."""
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
-        if fuse:
-            return fused_kernels_inside()
-        return eager_alone() if ms.get_context("mode") == ms.PYNATIVE_MODE else nullcontext()
+        return inference(ms.get_context("mode") == ms.GRAPH_MODE, alone=True, fuse=fuse)
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.
@@ -253,7 +251,7 @@ class DiffusionEngine:
             (b, t, 3, 8h, 8w), about -1..1.
         """
         chunk = chunk_size or latents.shape[1]
-        with self.first_stage as autoencoder, eager_alone():
+        with self.first_stage as autoencoder, inference(alone=True):
             clips = []
             for clip in latents / np.float32(self.scale_factor):
                 starts = range(0, len(clip), chunk)
@@ -265,7 +263,7 @@ class DiffusionEngine:
         """(t, 4, h, w), not scaled -> (t, 3, 8h, 8w)."""
 
         def decode(tile: np.ndarray) -> np.ndarray:
-            return autoencoder.decode(Tensor(tile), len(tile)).asnumpy()
+            return autoencoder.decode(Tensor(tile[None])).asnumpy()[0]
 
         return in_tiles(decode, latents, self.tile_size // DOWNSAMPLING, (1, DOWNSAMPLING))
 
@@ -300,7 +298,7 @@ def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureC
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, t, _, h, w = x.shape
-        inputs = (Tensor(cond.beside(x), dtype), Tensor(c_noise), *constant_inputs(cond), t)
+        inputs = (Tensor(cond.beside(x), dtype), Tensor(c_noise), *constant_inputs(cond))
         if cache is not None:
             out = cache(cond, *inputs)
         else:

@@ -89,10 +89,10 @@ class AutoencoderLoss(nn.Cell):
 
     def construct(self, frames: Tensor, noise: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); noise: (b·t, z, h, w), unit Gaussian -> (a number, (b,))."""
-        b, t = frames.shape[:2]
+        b = frames.shape[0]
         mean, log_variance = ops.chunk(self.autoencoder.moments(frames.reshape(-1, *frames.shape[2:])), 2, axis=1)
         log_variance = ops.clamp(log_variance, -30.0, 20.0)
-        decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise, t)
+        decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise)
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
         losses = losses + self.kl_weight * ops.mean(divergence.reshape(b, -1), 1)
@@ -117,7 +117,7 @@ class DecoderLoss(nn.Cell):
 
     def construct(self, frames: Tensor, latents: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); latents: (b·t, z, h, w), not scaled -> (a number, (b,))."""
-        decoded = self.autoencoder.decode(latents, frames.shape[1])
+        decoded = self.autoencoder.decode(latents.reshape(frames.shape[:2] + latents.shape[1:]))
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
         return ops.mean(losses) * loss_scale, losses
 

@@ -164,7 +164,7 @@ class DiffusionLoss(nn.Cell):
     """The mean loss of a batch, multiplied by the loss scale, and the loss of each clip; both in fp32.
 
     Args:
-        network: (x, c_noise, crossattn, vector, num_frames) -> F.
+        network: (x, c_noise, crossattn, vector) -> F.
     """
 
     def __init__(self, network: nn.Cell) -> None:
@@ -174,7 +174,7 @@ class DiffusionLoss(nn.Cell):
     def construct(self, x, c_noise, crossattn, vector, target, weight, loss_scale) -> Tuple[Tensor, Tensor]:
         """For the shapes see :class:`TrainInputs`; loss_scale: a number -> (a number, (b,))."""
         b = c_noise.shape[0]
-        prediction = self.network(x, c_noise, crossattn, vector, x.shape[0] // b).astype(ms.float32)
+        prediction = self.network(x, c_noise, crossattn, vector).astype(ms.float32)
         difference = (prediction - target).reshape(b, -1)  # (b t) c h w -> b (t c h w)
         clip_losses = ops.mean(ops.square(difference), 1) * weight
         return ops.mean(clip_losses) * loss_scale, clip_losses

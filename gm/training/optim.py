@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
+from gm.backend import operators
 from gm.errors import UserError, require
 from gm.weights.parameters import set_parameter
 
@@ -28,17 +28,18 @@ _update = ops.MultitypeFuncGraph("adamw_update")
 _move = ops.MultitypeFuncGraph("ema_move")
 
 
-@_update.register("Function", *["Tensor"] * 10, "Bool")
-def _update_one(adamw, scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
+@_update.register(*["Tensor"] * 10, "Bool")
+def _update_one(scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
     """One tensor's update; of a sharded optimizer, only on the device that owns the tensor."""
     if not owned:
         return True
-    return ops.depend(True, adamw(parameter, first, second, lr, beta1, beta2, eps, decay, gradient * scale))
+    update = operators.current.adamw
+    return ops.depend(True, update(parameter, first, second, gradient, scale, lr, beta1, beta2, eps, decay))
 
 
 @_move.register("Tensor", "Tensor", "Tensor")
 def _move_one(rate, average, parameter):
-    return ops.depend(True, ops.assign(average, average + (parameter - average) * rate))
+    return ops.depend(True, operators.current.move_average(average, parameter, rate))
 
 
 class LearningRate:
@@ -114,12 +115,11 @@ class AdamW(nn.Optimizer):
         self.options = options
         self.first = self._moments(FIRST_MOMENT)
         self.second = self._moments(SECOND_MOMENT)
-        self.adamw = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
 
     def construct(self, gradients, scale, lr, beta1, beta2, eps, decay):
         """One update with `scale`·gradients by MindSpore's kernel; for the numbers see :meth:`numbers`."""
-        update = ops.partial(_update, self.adamw, scale, lr, beta1, beta2, eps, decay)
+        update = ops.partial(_update, scale, lr, beta1, beta2, eps, decay)
         done = self.map(update, self._parameters, self.first, self.second, gradients, self.optim_filter)
         if self.use_parallel:
             done = self.broadcast_params(done)
@@ -128,11 +128,11 @@ class AdamW(nn.Optimizer):
     def update(self, gradients: Sequence[Tensor], scale: float, step: int, lr: float) -> None:
         """One update with `scale`·gradients; the first is step 1; lr 0 changes no parameter."""
         numbers = (scale, *self.numbers(step, lr))
-        if self.use_parallel or not in_place.possible():
+        if self.use_parallel or not operators.current.updates_from_host:
             self(ms.mutable(tuple(gradients)), *(Tensor(number, ms.float32) for number in numbers))
             return
         for tensors in zip(self._parameters, self.first, self.second, gradients):
-            in_place.adamw(*tensors, np.array(numbers, np.float32))
+            operators.current.adamw(*tensors, *numbers)
 
     def numbers(self, step: int, lr: float) -> Tuple[float, ...]:
         """The kernel's lr, β1, β2, ε and decay."""
@@ -198,11 +198,11 @@ class WeightAverage(nn.Cell):
 
     def update(self, updates: int) -> None:
         """Moves the average towards the weights after `updates` updates before this one."""
-        if not in_place.possible():
+        if not operators.current.updates_from_host:
             self(Tensor(self.rate(updates), ms.float32))
             return
         for average, parameter in zip(self.averages, self.parameters_):
-            in_place.move(average, parameter, self.rate(updates))
+            operators.current.move_average(average, parameter, self.rate(updates))
 
     def rate(self, updates: int) -> float:
         """1 - d after `updates` updates before this one."""

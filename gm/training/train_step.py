@@ -5,16 +5,13 @@ loss scale) is decided on the host, the same way in graph and PyNative mode.
 """
 
 import math
-from contextlib import nullcontext
-from typing import ContextManager, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
-from gm.backend.graph_loops import loops_in_graphs
-from gm.backend.kernel_fusion import fused_kernels_inside
+from gm.backend import operators
 from gm.errors import require
 from gm.training.distributed import Communicator
 from gm.training.optim import AdamW, WeightAverage
@@ -29,7 +26,7 @@ _add = ops.MultitypeFuncGraph("add_gradients")
 
 @_square_sum.register("Tensor")
 def _square_sum_one(gradient):
-    return ops.reduce_sum(ops.square(gradient))
+    return operators.current.square_sum(gradient)
 
 
 @_add.register("Tensor", "Tensor")
@@ -195,7 +192,7 @@ class TrainStep:
     def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
         while True:
-            with loops_in_graphs(), self._compiling():
+            with operators.training(self._to_fuse):  # every graph is compiled by the end of the first update
                 gradients, result = self._mean_gradients(batches)
                 if result.updated:
                     self._update(gradients, result.grad_norm, lr)
@@ -203,10 +200,6 @@ class TrainStep:
             self.loss_scale.adjust(result.updated)
             if self.drop_overflow_update or not result.overflow:
                 return result
-
-    def _compiling(self) -> ContextManager[object]:
-        """Every graph is compiled by the end of the first update."""
-        return fused_kernels_inside(training=True) if self._to_fuse else nullcontext()
 
     def _mean_gradients(self, batches: Sequence[Inputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
         """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""
@@ -225,8 +218,8 @@ class TrainStep:
 
     def _square_sum(self, gradients: Tuple[Tensor, ...]) -> float:
         """Of all gradients together, a group at a time, since all squares at once are as large as the gradients."""
-        if in_place.possible():
-            return sum(map(in_place.square_sum, gradients))
+        if operators.current.updates_from_host:
+            return sum(map(operators.current.square_sum, gradients))
         starts = range(0, len(gradients), SQUARES_AT_ONCE)
         groups = [gradients[start : start + SQUARES_AT_ONCE] for start in starts]
         return sum(self._square_sums(ms.mutable(group)).asnumpy().astype(np.float64).sum() for group in groups)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
-from gm.backend.runtime import eager
+from gm.backend.operators import inference
 from gm.errors import UserError, require
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
 from gm.model import DiffusionEngine
@@ -185,7 +185,7 @@ class LatentCache:
         small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
         compiled = small and len(missing) >= COMPILED_CLIPS  # if that is the program's mode
         try:
-            with self.engine.conditioner as conditioner, nullcontext() if compiled else eager():
+            with self.engine.conditioner as conditioner, nullcontext() if compiled else inference():
                 for clip, row in self._rows(missing):
                     self._write(conditioner, clip, row, chunk_size)
                     if clip is missing[0] and clip.path.exists():
