@@ -14,7 +14,8 @@ from data.image_reader import find_images, fit_image, read_image
 from data.video_writer import write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine
-from gm.training.callbacks import Callback, TensorBoardLog, TrainerView, keep_training
+from gm.training.callbacks import Callback, TensorBoardLog, keep_training
+from gm.training.trainer import Trainer
 from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
 
 FOLDER = "validation"  # in the run's folder
@@ -67,7 +68,7 @@ class ValidationVideos(Callback):
         self._settings = ClipSettings(fps, motion_bucket_id, noise_aug_strength, decode_chunk_size)
         self._log = log
 
-    def on_validation(self, step: int, trainer: TrainerView) -> None:
+    def on_validation(self, step: int, trainer: Trainer) -> None:
         """Makes all videos with the weights of this step."""
         with trainer.averaged(), _sampling_steps(trainer.engine, self._sampling_steps):
             for path, image in zip(self._paths, self._images):
