@@ -238,7 +238,7 @@ class DiffusionEngine:
     def _fastest_mode(self, network: nn.Cell) -> ContextManager:
         """For a network without gradients, in the mode that is set."""
         fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
-        return inference(ms.get_context("mode") == ms.GRAPH_MODE, alone=True, fuse=fuse)
+        return inference(None, alone=True, fuse=fuse)
 
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.

@@ -6,6 +6,7 @@ own. Whatever an implementation does not support it hands to its parent class.
 """
 
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import mindspore as ms
@@ -192,6 +193,11 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 current = Operators()  # what networks call; changed by `using` alone
 
 
+@cache
+def _instance(implementation: type, *args: Any) -> Operators:
+    return implementation(*args)
+
+
 @contextmanager
 def using(implementation: Operators) -> Iterator[Operators]:
     """Networks that run, or are compiled, inside the block call this implementation."""
@@ -204,11 +210,11 @@ def using(implementation: Operators) -> Iterator[Operators]:
 
 
 @contextmanager
-def inference(compiled: bool = False, alone: bool = False, fuse: bool = False) -> Iterator[None]:
+def inference(compiled: Optional[bool] = False, alone: bool = False, fuse: bool = False) -> Iterator[None]:
     """Networks run without gradients inside, and their parameters do not change meanwhile.
 
     Args:
-        compiled: in graph mode; otherwise operator by operator, whatever the mode outside.
+        compiled: in graph mode; False runs operator by operator, whatever the mode outside, None in that mode.
         alone: the process does nothing else meanwhile, so that on a CPU of few cores its threads are given cores.
         fuse: what is compiled for a CPU is compiled to fused kernels (:mod:`gm.backend.kernel_fusion`).
     """
@@ -218,13 +224,14 @@ def inference(compiled: bool = False, alone: bool = False, fuse: bool = False) -
     from gm.backend.thread_placement import threads_placed
 
     mode, on_host = ms.get_context("mode"), ms.get_context("device_target") == "CPU"
+    compiled = mode == GRAPH_MODE if compiled is None else compiled
     ms.set_context(mode=GRAPH_MODE if compiled else PYNATIVE_MODE)
     try:
         with fused_kernels() if fuse and compiled and on_host else nullcontext(False) as fused:
             if on_host:
-                implementation = CompiledOperators(fused) if compiled else HostOperators()
+                implementation = _instance(CompiledOperators, fused) if compiled else HostOperators()
             else:
-                implementation = AscendOperators()
+                implementation = _instance(AscendOperators)
             with using(implementation), threads_placed() if alone and on_host and not compiled else nullcontext():
                 yield
     finally:
@@ -243,10 +250,10 @@ def training(fuse: bool = False) -> Iterator[None]:
     from gm.backend.training import TrainingOperators
 
     if ms.get_context("device_target") != "CPU":
-        with using(AscendOperators()):
+        with using(_instance(AscendOperators)):
             yield
         return
     compiled = ms.get_context("mode") == GRAPH_MODE
     fusing = fused_kernels() if fuse and compiled else nullcontext(False)
-    with fusing as fused, using(TrainingOperators(compiled, fused)):
+    with fusing as fused, using(_instance(TrainingOperators, compiled, fused)):
         yield

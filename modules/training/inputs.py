@@ -5,6 +5,7 @@ from typing import NamedTuple, Tuple
 
 import numpy as np
 
+from gm.backend.operators import inference
 from gm.model import Stage
 from gm.networks.autoencoder import DOWNSAMPLING
 from gm.networks.conditioner import Conditioning, GeneralConditioner
@@ -35,6 +36,7 @@ class FrozenEncoders:
     def _without_weights(self) -> GeneralConditioner:
         return self.stage.skeleton()
 
+    @inference(None)
     def __call__(self, batch: Batch, randoms: Randoms) -> Tuple[np.ndarray, Conditioning]:
         """Encodes one batch.
 

@@ -21,7 +21,6 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
@@ -185,7 +184,7 @@ class LatentCache:
         small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
         compiled = small and len(missing) >= COMPILED_CLIPS  # if that is the program's mode
         try:
-            with self.engine.conditioner as conditioner, nullcontext() if compiled else inference():
+            with self.engine.conditioner as conditioner, inference(None if compiled else False):
                 for clip, row in self._rows(missing):
                     self._write(conditioner, clip, row, chunk_size)
                     if clip is missing[0] and clip.path.exists():
