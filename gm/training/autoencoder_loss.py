@@ -89,7 +89,7 @@ class AutoencoderLoss(nn.Cell):
 
     def construct(self, frames: Tensor, noise: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); noise: (b·t, z, h, w), unit Gaussian -> (a number, (b,))."""
-        b, t = frames.shape[:2]
+        b = frames.shape[0]
         mean, log_variance = ops.chunk(self.autoencoder.moments(frames.reshape(-1, *frames.shape[2:])), 2, axis=1)
         log_variance = ops.clamp(log_variance, -30.0, 20.0)
         decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise)

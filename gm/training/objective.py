@@ -164,7 +164,7 @@ class DiffusionLoss(nn.Cell):
     """The mean loss of a batch, multiplied by the loss scale, and the loss of each clip; both in fp32.
 
     Args:
-        network: (x, c_noise, crossattn, vector, num_frames) -> F.
+        network: (x, c_noise, crossattn, vector) -> F.
     """
 
     def __init__(self, network: nn.Cell) -> None:
