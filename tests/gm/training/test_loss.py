@@ -1,13 +1,13 @@
 """The objective against its formula, the loss and its gradients against diffusers' UNet in PyTorch."""
 
-from contextlib import nullcontext
 
 import mindspore as ms
 import numpy as np
 import pytest
 from scipy import stats
 
-from gm.backend.kernel_fusion import fused_kernels_inside, obstacle
+from gm.backend.kernel_fusion import obstacle
+from gm.backend.operators import training
 from gm.errors import UserError
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import Denoiser, VScalingWithEDMcNoise
@@ -41,7 +41,7 @@ def test_loss_and_every_gradient_are_those_of_diffusers(twins, fuse):
         ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
         if obstacle():
             pytest.skip(obstacle())
-    with fused_kernels_inside(training=True) if fuse else nullcontext():
+    with training(fuse):
         gradients, result = step._mean_gradients([make_objective().inputs(latents, cond, SIGMA, noise)])
 
     assert mean_losses(result.loss_sums)["loss"] == pytest.approx(theirs.item(), rel=TOLERANCE)
