@@ -10,7 +10,7 @@ from typing import Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, Tu
 import av
 import numpy as np
 
-from gm.files import PathLike
+from gm.files import PathLike, open_input, reason
 
 # How far before the asked time a second, third … seek goes when the first one lands too late (open groups of
 # pictures, MPEG-TS); the last resort is the start of the file.
@@ -18,6 +18,9 @@ SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
 # Codecs whose packets say that no other frame refers to theirs: such frames need no decoding unless they are shown.
 # (In HEVC the mark holds within a temporal layer only.)
 SKIPPABLE_CODECS = ("h264",)
+# A file may be nothing else: no list of other files and addresses (HLS, DASH, concat, SDP), no pattern of names.
+FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm,yuv4mpegpipe"
+ONLY_THIS_FILE = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 NEIGHBOURS = 32  # packets ahead and behind that are searched for a frame shown instead; beyond any reordering
 
 
@@ -57,7 +60,8 @@ class VideoReader:
         self.path = os.fspath(path)
         self._extent: Optional[_Extent] = None
         with self._explained():
-            self._container = av.open(self.path, metadata_errors="ignore")
+            open_input(self.path).close()
+            self._container = av.open(f"file:{self.path}", options=ONLY_THIS_FILE, metadata_errors="ignore")
         try:
             with self._explained():
                 self._stream = self._container.streams.best("video")
@@ -236,8 +240,12 @@ class VideoReader:
         """Turns the decoder library's errors into a VideoError that names the file."""
         try:
             yield
+        except av.ArgumentError as error:  # so a file is refused whose content is none of FORMATS
+            raise VideoError(f"{self.path}: holds no video of a known kind") from error
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: {error.strerror or error}") from error
+        except OSError as error:
+            raise VideoError(f"{self.path}: {reason(error)}") from error
 
 
 def _is_shown(pts: Optional[int], neighbours: Iterable[Optional[int]], limits: Sequence[int]) -> bool:
