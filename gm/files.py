@@ -214,7 +214,7 @@ def _opened(descriptor: int, path: PathLike, mode: str, options: Any) -> IO:
 def _require_regular(status: os.stat_result, path: PathLike) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
-        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
+        raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", os.fspath(path))
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, KINDS.get(kind, "it is no regular file"), os.fspath(path))
 

@@ -1,20 +1,11 @@
 """The doors to the disk: what is opened, what is replaced, what is left behind."""
 
-import multiprocessing
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from gm.errors import UserError
-from gm.files import atomic_dir, atomic_file, make_output_dir, open_input, open_private, read_text
-
-PROJECT = Path(__file__).parents[2]
+from gm.files import open_input, read_text
 
 
 def strange_files(folder):
@@ -25,7 +16,7 @@ def strange_files(folder):
     (folder / "target").write_text("kept")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "socket"))
-    return {"pipe": folder / "pipe", "folder": folder / "folder", "socket": folder / "socket", "device": "/dev/zero"}
+    return {"pipe": folder / "pipe", "directory": folder / "folder", "socket": folder / "socket", "device": "/dev/zero"}
 
 
 @pytest.mark.timeout(20)
