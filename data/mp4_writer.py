@@ -40,7 +40,6 @@ def write_mp4(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> N
     """
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     with atomic_file(path) as temporary:
-        temporary.touch()  # says plainly what is wrong where ffmpeg would not
         arguments = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{frames.shape[2]}x{frames.shape[1]}"]
         arguments += ["-framerate", str(fps), "-i", "-", "-vf", TO_YUV, "-c:v", "libx264", "-preset", "slow"]
         arguments += ["-crf", str(CRF), *COLOUR_TAGS, "-movflags", "+faststart", "-metadata", f"comment={comment}"]

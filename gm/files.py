@@ -5,6 +5,7 @@ killed process left is thereby told from what is being written; the next one tha
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Iterator, Union
+from typing import IO, Any, Iterable, Iterator, Union
 
 from gm.errors import UserError
 
@@ -171,6 +172,33 @@ def atomic_dir(path: PathLike) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
+@contextmanager
+def reserved(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields the first of `paths` that does not exist and that no other process has reserved; reserved in the block.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    for path in paths:
+        digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()
+        marker = path.with_name(f".{path.stem[:STEM_LENGTH]}.tmp-{digest[:16]}")
+        try:
+            descriptor = None if os.path.lexists(path) else _create(marker, folder=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
+        if descriptor is None:
+            continue
+        try:
+            if locked(descriptor) and not os.path.lexists(path):  # it may have appeared a moment ago
+                yield path
+                return
+        finally:
+            _remove(marker, folder=False)
+            os.close(descriptor)
+
+
 def remove_dir(path: Path) -> None:
     """Removes a folder, which is never there in part under its name.
 
@@ -241,7 +269,7 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[tuple]:
     while True:
         temporary = _hidden(path)
         descriptor = _create(temporary, folder)
-        if _locked(descriptor) and temporary.exists():  # else another process has just taken it for a leftover
+        if locked(descriptor) and temporary.exists():  # else another process has just taken it for a leftover
             break
         os.close(descriptor)
     try:
@@ -258,7 +286,7 @@ def _create(path: Path, folder: bool) -> int:
     return os.open(path, os.O_RDONLY | NO_FOLLOW)
 
 
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
     """Whether nobody else holds a lock on an open file, which this process does from now on."""
     try:
         if fcntl is not None:

@@ -8,6 +8,7 @@ single safetensors file, a diffusers folder. Tensors are read from the mapped fi
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -95,7 +96,7 @@ def _target(args: Namespace, name: str, tensors: Tensors, wanted: Mapping[str, T
 def _prepare(target: Target, out_dir: str) -> None:
     """Checks that the target can be written and makes the folder for it."""
     make_output_dir(out_dir, "--out_dir")
-    if target.path.is_file() or (target.path.is_dir() and any(target.path.iterdir())):
+    if os.path.lexists(target.path) and not (target.path.is_dir() and not any(target.path.iterdir())):
         raise UserError(f"--out_dir: {target.path} exists already; remove it or name another folder")
     require_free_space(out_dir, target.num_bytes, str(target.path))
 

@@ -7,6 +7,7 @@ This toolkit's file is also ComfyUI's. In diffusers' file alpha is multiplied in
 alpha to be the rank.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
@@ -39,7 +40,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     out = Path(args.out)
     if out.suffix != SUFFIX:
         raise UserError(f"--out: {out} should end in {SUFFIX}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out: {out} exists already; remove it or name another file")
     wanted = expected_parameters(args.config)
     layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))

@@ -7,6 +7,7 @@ Tensors are read from the mapped file and written one at a time.
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -38,7 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise UserError(f"--scale: {args.scale} cannot be used; expected a number, 1 merges the LoRA as it was trained")
     if out.suffix not in SUFFIXES:
         raise UserError(f"--out: {out} should end in {' or '.join(SUFFIXES)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out: {out} exists already; remove it or name another file")
     lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gm.device.memory_errors import is_out_of_memory
 from gm.errors import UserError
-from gm.files import atomic_file, reason
+from gm.files import atomic_file, read_text, reason
 from gm.training.callbacks_base import Callback, TrainerView
 from gm.training.metrics_log import MetricsLog
 
@@ -121,7 +121,7 @@ class ConfigFile(Callback):
         """Writes the file, whole or not at all."""
         path = Path(trainer.output_dir) / f"{CONFIG_NAME}.yaml"
         with keep_training(f"saving {path}"):
-            if path.exists() and path.read_text(encoding="utf-8") != self._text:
+            if path.exists() and read_text(path) != self._text:
                 path.replace(path.with_name(f"{CONFIG_NAME}_until_step_{trainer.step}.yaml"))
             with atomic_file(path) as temporary:
                 temporary.write_text(self._text, encoding="utf-8")

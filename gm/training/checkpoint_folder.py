@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 from gm.errors import UserError
-from gm.files import make_output_dir
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder go unnoticed there
-    fcntl = None
+from gm.files import locked, make_output_dir, open_private, reason, remove_dir, remove_leftovers
 
 RESUME = "--train.resume"
 FOLDER, PREFIX, LOCK = "checkpoints", "step_", ".lock"
@@ -87,12 +82,14 @@ class CheckpointFolder:
             UserError: another run is writing there, or the folder cannot be written.
         """
         make_output_dir(self.output_dir, "--train.output_dir")
-        with open(self.output_dir / LOCK, "w") as file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"--train.output_dir: another run is writing to {self.output_dir}") from error
+        try:
+            file = open_private(self.output_dir / LOCK)
+        except OSError as error:
+            raise UserError(f"--train.output_dir: cannot write {self.output_dir / LOCK}: {reason(error)}") from error
+        with file:
+            if not locked(file.fileno()):
+                raise UserError(f"--train.output_dir: another run is writing to {self.output_dir}")
+            remove_leftovers(self.folder)
             for path in self.folder.glob(f".{PREFIX}*"):
                 shutil.rmtree(path, ignore_errors=True)
             yield
@@ -100,9 +97,7 @@ class CheckpointFolder:
     def prune(self) -> None:
         """Removes all but the newest `keep`."""
         for path in self.all()[: -self.keep] if self.keep else []:
-            hidden = path.with_name(f".{path.name}.old")  # never half a checkpoint under a whole one's name
             try:
-                path.replace(hidden)
+                remove_dir(path)  # never half a checkpoint under a whole one's name
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", path, error)
-            shutil.rmtree(hidden, ignore_errors=True)

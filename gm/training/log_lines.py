@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Mapping, Optional, TextIO
 
-from gm.files import atomic_file
+from gm.files import atomic_file, open_private, read_text
 from gm.training.callbacks_base import Callback, TrainerView
 
 METRICS_NAME = "metrics.jsonl"
@@ -58,7 +58,7 @@ class MetricsFile(Callback):
         kept = [line for line in _lines(path) if _step(line) <= trainer.step]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, it stays open for the run
+        self._file = open_private(path, encoding="utf-8")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line; a full disk loses it, not the run."""
@@ -76,7 +76,7 @@ class MetricsFile(Callback):
 
 
 def _lines(path: Path) -> list:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return read_text(path).splitlines(keepends=True) if path.exists() else []
 
 
 def _step(line: str) -> float:
