@@ -22,7 +22,8 @@ import mindspore as ms
 from mindspore import Tensor
 
 from gm.device import kernels
-from gm.device.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment
+from gm.device.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment, private_folder
+from gm.files import open_private
 
 KIND = "compiled"
 LOCK = "lock"
@@ -53,7 +54,7 @@ def kept_compilation(recipe: Any, inputs: Sequence[Any]) -> Iterator[None]:
         yield
         return
     settled = True
-    with (folder / LOCK).open("a") as lock:
+    with open_private(folder / LOCK) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # another process compiles it just now
@@ -77,7 +78,7 @@ def _prepared(recipe: Any, inputs: Sequence[Any]) -> Optional[Path]:
         return None
     folder = base / _key(recipe, inputs)
     try:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         os.utime(folder)
         if kernels.fusing:
             _share_kernels(Path(os.environ[CACHE_PATH]), folder)
