@@ -17,6 +17,7 @@ TYPE_WORDS = {
     "tuple": "a list such as [0.5,0.5]",
     "list": "a list such as [1,2]",
 }
+LARGEST = 2**63 - 1  # of any number, up or down; also not a number and infinite ones are refused
 
 
 class CommandParser(ArgumentParser):
@@ -33,7 +34,12 @@ class CommandParser(ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        return super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        values = super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        for key, value in values.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                    raise UserError(f"--{key}: {value} cannot be used; expected a number within {LARGEST:g}")
+        return values
 
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
         """Sets defaults, also of arguments without one in their class, which are then no longer required."""

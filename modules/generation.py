@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple, Tuple
 
 import numpy as np
 
+from gm.errors import UserError
 from modules.conditioning import conditioning_inputs
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
@@ -47,11 +48,24 @@ def generate(
 
     Returns:
         (b, t, 3, height, width), about -1..1, fp32.
+
+    Raises:
+        UserError: the latents or the frames are not finite numbers.
     """
     image_noise, noise = noises
     fps, motion_bucket_id, noise_aug_strength, decode_chunk_size = settings
     cond = engine.condition(conditioning_inputs(pixels, image_noise, fps, motion_bucket_id, noise_aug_strength))
-    return engine.decode(engine.sample(cond, noise, rng), decode_chunk_size)
+    latents = _finite(engine.sample(cond, noise, rng), "latents")
+    return _finite(engine.decode(latents, decode_chunk_size), "frames")
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"the {what} are not finite numbers: the weights or the LoRA (--SVD.checkpoint, --SVD.lora) hold NaN or "
+            "infinite values, or fp16 overflowed, which --SVD.amp_level=O0 (fp32) avoids"
+        )
+    return values
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:

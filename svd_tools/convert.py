@@ -29,7 +29,14 @@ from svd_tools.conversion.casts import DTYPES
 from svd_tools.conversion.diffusers_config import diffusers_texts
 from svd_tools.conversion.file_hashes import FileHashes
 from svd_tools.conversion.lazy_tensor import Tensors
-from svd_tools.conversion.targets import KEEP, Target, diffusers_target, single_file_target, write_target
+from svd_tools.conversion.targets import (
+    ALLOW_NONFINITE,
+    KEEP,
+    Target,
+    diffusers_target,
+    single_file_target,
+    write_target,
+)
 from svd_tools.conversion.weight_files import Weights, open_weights
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
@@ -52,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 sys.stdout.writelines(_description(target))
             else:
                 _prepare(target, args.out_dir)
-                _write(target, weights, base, hashes)
+                _write(target, weights, base, hashes, args.allow_nonfinite)
 
 
 def _parser() -> CommandParser:
@@ -80,6 +87,9 @@ def _parser() -> CommandParser:
              "folder, keep puts all that the layout lacks into leftovers.safetensors, so that the way back is exact",
     )  # fmt: skip
     parser.add_argument("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
+    parser.add_argument(
+        ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning"
+    )
     parser.add_argument("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
     return parser
 
@@ -101,7 +111,9 @@ def _prepare(target: Target, out_dir: str) -> None:
     require_free_space(out_dir, target.num_bytes, str(target.path))
 
 
-def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes) -> None:
+def _write(
+    target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes, allow_nonfinite: bool
+) -> None:
     files = _files(weights, base)
     source = {"source": weights.path.name, "source_sha256": _hash_text(dict.fromkeys(files.values(), _UNKNOWN_HASH))}
     metadata = {**weights.metadata, "format": "pt", **source}
@@ -109,7 +121,7 @@ def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: Fi
     def late_metadata() -> Dict[str, str]:
         return {"source_sha256": _hash_text({files[path]: value for path, value in hashes.wait().items()})}
 
-    written = write_target(target, metadata, late_metadata, show_progress=sys.stderr.isatty())
+    written = write_target(target, metadata, late_metadata, sys.stderr.isatty(), allow_nonfinite)
     sys.stdout.writelines(f"read {path}: sha256 {digest}\n" for path, digest in hashes.wait().items())
     for name, digest in written.items():
         tensors = target.files[name]
@@ -150,7 +162,7 @@ def _signals_as_errors() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = [signal.SIGINT, signal.SIGTERM]
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def interrupt(number: int, frame: object) -> None:
         for other in signals:
