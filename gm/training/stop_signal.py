@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop, granted when the run's state can be saved."""
+"""SIGTERM, SIGHUP and Ctrl-C as a wish to stop, granted when the run's state can be saved."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import signal
 from types import FrameType
 from typing import Any, Dict, Optional
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ class StopSignal:
         self._before: Dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
