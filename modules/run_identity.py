@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
-from gm.files import PathLike
+from gm.files import PathLike, open_input
 from modules.train_options import TrainingOptions
 
 SAMPLES, SAMPLE_BYTES = 1024, 1 << 16  # of a weights file, for its fingerprint; up to 64 MiB it is read whole
@@ -63,7 +63,7 @@ def file_fingerprint(path: PathLike) -> str:
     """A hash of a file's size, beginning and samples all over it: for telling files apart without reading them."""
     size = Path(path).stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         for index in range(SAMPLES):
             file.seek(size * index // SAMPLES)
             digest.update(file.read(SAMPLE_BYTES))

@@ -10,7 +10,7 @@ from gm.checkpoints.names import from_reference
 from gm.checkpoints.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES, parse_safetensors, save_safetensors
 from gm.checkpoints.tensor_source import DamagedFile, TensorInfo, TensorSource
 from gm.errors import UserError
-from gm.files import PathLike, reason
+from gm.files import PathLike, open_input, reason
 
 __all__ = [
     "TensorInfo",
@@ -57,7 +57,7 @@ def open_checkpoint(path: PathLike) -> TensorSource:
 def is_torch_pickle(path: PathLike) -> bool:
     """Whether there is a file that looks as if `torch.save` wrote it, in its present or its old format."""
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             return file.read(4).startswith(_PICKLE_MARKS)
     except OSError:
         return False
@@ -66,7 +66,7 @@ def is_torch_pickle(path: PathLike) -> bool:
 def file_sha256(path: PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         for block in iter(lambda: file.read(_HASH_BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -76,7 +76,7 @@ def _map_file(path: Path) -> mmap.mmap:
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file; convert a diffusers folder with {CONVERT}{path}")
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}; check the path") from error

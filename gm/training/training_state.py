@@ -19,7 +19,7 @@ from gm.checkpoints.tensor_source import TensorInfo
 from gm.checkpoints.weights import set_parameter
 from gm.checkpoints.weights_writer import WeightsWriter
 from gm.errors import UserError
-from gm.files import PathLike, atomic_dir, atomic_file, require_free_space
+from gm.files import PathLike, atomic_dir, atomic_file, parse_json, read_text, require_free_space
 from gm.training.ema import PREFIX as AVERAGE
 
 RESUME = "--train.resume"
@@ -63,7 +63,7 @@ def read_numbers(path: Path) -> Dict[str, Any]:
         UserError: the folder is no checkpoint, or one that another version wrote.
     """
     try:
-        numbers = json.loads((path / NUMBERS).read_text(encoding="utf-8"))
+        numbers = parse_json(read_text(path / NUMBERS))
         if numbers["format"] == FORMAT:
             return numbers
     except (OSError, ValueError, KeyError, TypeError) as error:
