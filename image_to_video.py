@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
 from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
-from data.video_writer import WRITERS, check_video_format, video_path, write_video
+from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import GRAPH_MODE, Runtime, preferred_mode, set_mode, setup_runtime
 from gm.config.command_parser import CommandParser
@@ -138,8 +138,8 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
     require_free_space(flags.output_dir, frame_bytes, "the video")
     frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
     stem = f"{image.stem[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
-    path = video_path(flags.output_dir, stem, flags.output_format)
-    write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
+    with new_video_path(flags.output_dir, stem, flags.output_format) as path:
+        write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
     return path
 
 

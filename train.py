@@ -14,7 +14,7 @@ from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
 from gm.config.command_parser import CommandParser, read_group
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir
+from gm.files import make_output_dir, open_private, reason
 from modules.training import options
 
 GROUPS = {
@@ -105,7 +105,11 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Adds the log's lines to a file as well, and the error that ends the run."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        file = open_private(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--train.output_dir: cannot write {path}: {reason(error)}") from error
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     try:
@@ -116,7 +120,7 @@ def log_file(path: Path) -> Iterator[None]:
         raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        file.close()
 
 
 def resolved(flags: Namespace) -> Dict[str, Any]:

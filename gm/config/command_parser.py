@@ -13,6 +13,7 @@ from gm.config.values import Options, describe, expect, flags_below, show
 from gm.errors import UserError
 
 Group = TypeVar("Group", bound=Options)
+LARGEST = 2**63 - 1  # of any number, up or down; infinite ones and those that are none are refused, too
 
 
 class CommandParser(ArgumentParser):
@@ -43,6 +44,10 @@ class CommandParser(ArgumentParser):
                 expect(name, flags[name], annotation)
         for prefix, group in self._options.items():
             read_group(group, flags, prefix)
+        for key, value in flags.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                    raise UserError(f"--{key}: {show(value)} cannot be used; expected a number within {LARGEST:g}")
         return flags
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:

@@ -84,9 +84,7 @@ class ValidationVideos(Callback):
         rng = np.random.default_rng(seed)
         pixels = to_pixels(image)
         decoded = generate(engine, pixels, draw_noise(engine, pixels, self._num_frames, rng), rng, self._settings)
-        if not np.isfinite(decoded).all():
-            logger.warning("a validation video holds values that are no numbers; they are shown black")
-        return to_frames(np.nan_to_num(decoded, nan=-1.0))[0]
+        return to_frames(decoded)[0]
 
     def _write(self, frames: np.ndarray, name: str, step: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
