@@ -20,8 +20,8 @@ from modules.options import Seed, VideoOptions
 
 PROJECT = Path(__file__).resolve().parent
 REMEDIES = (
-    "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds one stage's weights at a time), "
-    "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller picture "
+    "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds the weights of one part at a time), "
+    "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller image "
     "(--SVD.height, --SVD.width)"
 )
 STEM_LENGTH = 48  # characters of the image's name in the video's: file systems allow 255 bytes in all
@@ -144,14 +144,14 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
 
 
 def describe(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:
-    """What made a video: every flag, resolved, and the checkpoint's hash."""
+    """What made a video: every option, resolved, and the checkpoint's hash."""
     return {
         "image": image.name,
         "background": flags.background,
         "seed": flags.seed,
         "mode": runtime.mode,
         "device_target": runtime.device,
-        "SVD": {**flags.SVD.as_dict(), "config": Path(flags.SVD.config).name, **pipeline.settings},
+        "SVD": {"config": Path(flags.SVD.config).name, **pipeline.settings},
     }
 
 
