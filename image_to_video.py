@@ -34,33 +34,17 @@ def build_parser() -> CommandParser:
     add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
     add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
     add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
-    add(
-        "--output_format",
-        type=Literal[tuple(WRITERS)],
-        default="mp4",
-        help="mp4 (H.264), gif, webp (lossless) or png (a folder of frames); all hold the settings that made them",
-    )
+    formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
+    add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
     add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
-    add(
-        "--mode",
-        type=Optional[Literal[0, 1]],
-        default=None,
-        help="of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU",
-    )
-    add(
-        "--device_target",
-        type=Literal["auto", "CPU", "Ascend"],
-        default="auto",
-        help="auto takes an Ascend card if there is one, else the CPU",
-    )
+    modes = "of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU"
+    add("--mode", type=Optional[Literal[0, 1]], help=modes)
+    devices = "auto takes an Ascend card if there is one, else the CPU"
+    add("--device_target", type=Literal["auto", "CPU", "Ascend"], default="auto", help=devices)
     add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
-    add(
-        "--SVD.checkpoint",
-        type=str,
-        default="checkpoints/svd_tiny.safetensors",
-        help="its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or what this project wrote",
-    )
+    weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's"
+    add("--SVD.checkpoint", type=str, default="checkpoints/svd_tiny.safetensors", help=weights)
     parser.add_options(VideoOptions, "SVD")
     return parser
 

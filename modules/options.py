@@ -115,4 +115,4 @@ class WeightOptions(Options):
 
 @dataclass
 class VideoOptions(WeightOptions, SamplingOptions, ClipOptions, FrameOptions):
-    """All options of a video: the pipeline's arguments beside the model's two files."""
+    """Everything that a video is made with, beside the two files of the model."""
