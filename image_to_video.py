@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from data.image_reader import BACKGROUNDS, find_images, read_image
 from data.video_writer import WRITERS, check_video_format, video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
-from gm.backend.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
+from gm.backend.runtime import GRAPH_MODE, Runtime, preferred_mode, set_mode, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
@@ -71,7 +71,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             runtime = setup_runtime(flags.mode or GRAPH_MODE, flags.device_target)
             pipeline = build_pipeline(flags)
             if flags.mode is None:
-                runtime = set_mode(runtime, pipeline.preferred_mode)
+                runtime = set_mode(runtime, preferred_mode(runtime.device))
             for image in readable:
                 with collect_errors(image, failures):
                     path = animate(pipeline, image, flags, runtime)

@@ -79,7 +79,7 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)
     svd_config, first = Path(flags.svd_config), communicator.rank == 0
     log = log_file(folder / LOG_NAME) if first else nullcontext()
-    with log, training_run(chosen, svd_config, runtime, communicator, resolved(flags)) as trainer:
+    with log, training_run(chosen, svd_config, communicator, resolved(flags)) as trainer:
         trainer.run()
         if first:
             sys.stdout.write(f"{trainer.checkpoints.newest()}\n")

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.errors import run_command
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.names import expected_parameters
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw, TensorInfo
-from modules.parameter_table import expected_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "svd.yaml"

@@ -90,7 +90,7 @@ def run_diffusers(args: argparse.Namespace) -> None:
 
 def arithmetic(args: argparse.Namespace) -> Dict[str, int]:
     """Contender -> floating-point operations of the stage; they are the same."""
-    from modules.parameter_table import expected_parameters
+    from gm.weights.names import expected_parameters
 
     shapes, (height, width) = expected_parameters(CONFIG), (int(size) // 8 for size in args.size.split("x"))
     if args.stage == "decode":

@@ -6,9 +6,9 @@ from typing import Tuple
 
 import numpy as np
 
+from gm.weights.names import expected_parameters
 from gm.weights.safetensors_file import array_bytes, write_safetensors
 from gm.weights.tensor_source import TensorInfo
-from modules.parameter_table import expected_parameters
 
 POOL = 1 << 24  # random values that are drawn once and used again at other offsets
 

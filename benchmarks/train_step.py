@@ -20,7 +20,7 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks import harness  # noqa: E402
 from benchmarks.flops import Clip, unet_flops  # noqa: E402
 from gm.config.factory import load_config, load_model  # noqa: E402
-from modules.parameter_table import expected_parameters  # noqa: E402
+from gm.weights.names import expected_parameters  # noqa: E402
 
 PEER = "diffusers"
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
@@ -51,18 +51,15 @@ def run_ours(name: str, args: argparse.Namespace, batch: Dict[str, np.ndarray]) 
 
     setup_runtime(MODES[name], "CPU")
     from gm.training.distributed import Communicator
-    from gm.training.loss import DiffusionLoss
-    from gm.training.loss_scale import NoLossScale
-    from gm.training.objective import TrainInputs
+    from gm.training.objective import DiffusionLoss, TrainInputs
     from gm.training.optim import AdamW, AdamWOptions
-    from gm.training.train_step import TrainStep
-    from modules.training.options import LoRAOptions
-    from modules.training.stages import choose_trainables
+    from gm.training.train_step import NoLossScale, TrainStep
+    from modules.training.stages import unfreeze
 
     start = time.perf_counter()
     engine = load_model(CONFIG)
     engine.attach(args.checkpoint)
-    parameters = list(choose_trainables(engine.network, False, LoRAOptions(), 0).parameters.values())
+    parameters = list(unfreeze(engine.network).values())
     network = engine.network.load()
     adamw = AdamW(parameters, AdamWOptions(weight_decay=WEIGHT_DECAY))
     train_step = TrainStep(

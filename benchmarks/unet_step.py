@@ -92,7 +92,7 @@ def run_diffusers(args: argparse.Namespace) -> None:
 
 def arithmetic(args: argparse.Namespace) -> Dict[str, int]:
     """Contender -> floating-point operations of its full step: ours needs none for queries over one context token."""
-    from modules.parameter_table import expected_parameters
+    from gm.weights.names import expected_parameters
 
     height, width = map(int, args.size.split("x"))
     shapes, clip = expected_parameters(CONFIG), Clip(2 * args.clips, args.frames, height // 8, width // 8)

@@ -45,7 +45,7 @@ class VideoDataset:
         columns: names of what :meth:`read` returns.
     """
 
-    columns = ("frames", "fps_id", "motion_bucket_id", "video", "start")
+    columns = ("frames", "fps", "motion_bucket_id", "video", "start")
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class VideoDataset:
 
         Returns:
             frames: float32 (t, 3, h, w) in -1..1, RGB.
-            fps_id: float32, the clip's frames per second (the video's rate / step) minus 1.
+            fps: float32, the clip's frames per second: the video's rate / step.
             motion_bucket_id: float32 in 0..255.
             video, start: int32; the clip's identity: its index in `rows` and its first frame.
 
@@ -134,7 +134,7 @@ class VideoDataset:
                 plan = self._plan(int(rng.integers(len(self))), rng)
         return (
             frames,
-            np.float32(fps / self._step - 1.0),
+            np.float32(fps / self._step),
             np.float32(self.rows[plan.video].motion_bucket_id),
             np.int32(plan.video),
             np.int32(plan.start),

@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Optional, Tuple, Union
 
 from data.motion_bucket import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
-from gm.sampling.guidance import GUIDERS, Scale
+from gm.sampling.guidance import Scale
 from gm.sampling.samplers import MAX_STEPS, SAMPLERS
 from gm.sampling.schedules import SCHEDULES, Sigma
+from modules.video_guidance import GUIDERS
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 LEAST_TILE = 128  # pixels: a smaller one is all seam

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Dict, Tuple, Union
 import numpy as np
 
 from data.image_reader import fit_image
-from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.config.factory import load_model
 from gm.config.values import OptionError, flags_below
 from gm.errors import UserError
-from gm.sampling.guidance import EVERY_SIGMA, GUIDERS, ConstantGuider, Guider
+from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider
 from gm.sampling.samplers import SAMPLERS, Sampler
 from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization
 from gm.weights.checkpoint import file_sha256
 from modules.conditioning import conditioning_inputs
 from modules.options import TRAINED_FPS, ClipOptions, SamplingOptions, VideoOptions
+from modules.video_guidance import GUIDERS
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
-    from gm.model import DiffusionEngine
+    from modules.video_model import VideoDiffusionEngine
 
 FLAG = "--SVD."
 
@@ -54,10 +54,8 @@ class SVDPipeline(VideoOptions):
                     setattr(self, name, getattr(self.engine, name))
             self.__post_init__()  # the model's may be no size of a video
             self.engine.sampler = choose_sampler(self.engine.sampler, self)
-        if self.compile_cache is None:
-            self.compile_cache = _device() == "CPU"
-        for name in ("tile_size", "fuse_kernels", "feature_cache", "compile_cache"):
-            setattr(self.engine, name, getattr(self, name))
+        self.engine.tile_size, self.engine.feature_cache = self.tile_size, self.feature_cache
+        self.engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
         if not TRAINED_FPS[0] <= self.fps <= TRAINED_FPS[1]:
             logger.warning("%sfps=%d is outside the range %d to %d of the training", FLAG, self.fps, *TRAINED_FPS)
         self.checkpoint = Path(checkpoint)
@@ -71,7 +69,7 @@ class SVDPipeline(VideoOptions):
             self.engine.network.overlay = partial(MergedSource, lora=read_lora(self.lora), scale=self.lora_scale)
         if not self.checkpoint.exists():
             raise UserError(f"{FLAG}checkpoint: there is no file {self.checkpoint}; name the weights (README, Weights)")
-        self.engine.attach(self.checkpoint, amp_dtype(self.amp_level, _device()), self.offload)
+        self.engine.attach(self.checkpoint, amp_dtype(self.amp_level), self.offload)
         self.engine.load()
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
@@ -97,11 +95,6 @@ class SVDPipeline(VideoOptions):
             (b, t, height, width, 3), uint8.
         """
         return to_frames(generate(self.engine, pixels, (image_noise, noise), rng, self))
-
-    @property
-    def preferred_mode(self) -> int:
-        """The mode that makes a video soonest: on Ascend networks are compiled, on CPU operators run one by one."""
-        return GRAPH_MODE if _device() == "Ascend" else PYNATIVE_MODE
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -159,17 +152,17 @@ def _choose_guider(current: Guider, options: SamplingOptions) -> Guider:
 
 
 def draw_noise(
-    engine: DiffusionEngine, pixels: np.ndarray, num_frames: int, rng: np.random.Generator
+    engine: VideoDiffusionEngine, pixels: np.ndarray, num_frames: int, rng: np.random.Generator
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Unit Gaussian noise for the augmentation, of the shape of `pixels`, and for the latents, (b, t, 4, h/8, w/8)."""
     image_noise = rng.standard_normal(pixels.shape, np.float32)
     batch, _, height, width = pixels.shape
-    shape = (batch, *engine.latent_shape(num_frames, height, width))
+    shape = (batch, *engine.clip_shape(num_frames, height, width))
     return image_noise, rng.standard_normal(shape, np.float32)
 
 
 def generate(
-    engine: DiffusionEngine,
+    engine: VideoDiffusionEngine,
     pixels: np.ndarray,
     noises: Tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
@@ -205,9 +198,3 @@ def to_frames(pixels: np.ndarray) -> np.ndarray:
     """(b, t, 3, h, w), range -1..1, clipped -> (b, t, h, w, 3), uint8."""
     unit = np.clip(pixels / 2 + 0.5, 0, 1)
     return np.rint(unit * 255).astype(np.uint8).transpose(0, 1, 3, 4, 2)
-
-
-def _device() -> str:
-    import mindspore as ms
-
-    return ms.get_context("device_target")

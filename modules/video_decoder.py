@@ -1,10 +1,10 @@
 """The autoencoder's decoder with temporal layers, against flicker (VideoLDM, section 3.1.1)."""
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, ops
-from mindspore import dtype as mstype
 from mindspore.common.initializer import initializer
 
-from gm.backend.operators import add_scaled
+from gm.backend import operators
 from gm.networks.autoencoder import Decoder, ResnetBlock
 from gm.networks.layers import Conv2d, TemporalConv, set_identity
 from modules.frame_layout import channels_first, frames_first
@@ -21,15 +21,14 @@ class VideoResnetBlock(ResnetBlock):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels)
         self.time_stack = TemporalResidual(out_channels)
-        self.mix_factor = Parameter(initializer(0.0, (1,), mstype.float32))
+        self.mix_factor = Parameter(initializer(0.0, (1,), ms.float32))
 
-    def construct(self, x: Tensor, num_frames: int) -> Tensor:
-        """x: (b·t, c, h, w) -> (b·t, c', h, w)."""
-        x = self.spatial(x)
-        height, width = x.shape[2:]
-        branch = frames_first(self.time_stack(channels_first(x, num_frames), None), height, width)
-        alpha = ops.sigmoid(self.mix_factor.astype(mstype.float32)).reshape(())
-        return add_scaled(x, branch, alpha)
+    def construct(self, x: Tensor, clips: int = 1) -> Tensor:
+        """(b·t, c, h, w), of b clips -> (b·t, c', h, w)."""
+        x = super().construct(x)
+        branch = self.time_stack(channels_first(x, x.shape[0] // clips), None)
+        alpha = ops.sigmoid(self.mix_factor.astype(ms.float32)).reshape(())
+        return operators.current.add_scaled(x, frames_first(branch, x.shape[2], x.shape[3]), alpha)
 
 
 class VideoConvOut(Conv2d):
@@ -40,19 +39,26 @@ class VideoConvOut(Conv2d):
         self.time_mix_conv = TemporalConv(out_channels, out_channels)
         set_identity(self.time_mix_conv)
 
-    def over_frames(self, x: Tensor, num_frames: int) -> Tensor:
-        x = self.construct(x)
-        height, width = x.shape[2:]
-        return frames_first(self.time_mix_conv(channels_first(x, num_frames)), height, width)
+    def construct(self, x: Tensor, clips: int = 1) -> Tensor:
+        """(b·t, c, h, w), of b clips -> (b·t, c', h, w)."""
+        x = super().construct(x)
+        y = self.time_mix_conv(channels_first(x, x.shape[0] // clips))
+        return frames_first(y, x.shape[2], x.shape[3])
 
 
 class VideoDecoder(Decoder):
-    """Latents to frames, all frames of a clip together."""
+    """Latents to frames, all frames of a clip together: (b, t, z, h, w) -> (b, t, 3, 8h, 8w)."""
 
-    block = VideoResnetBlock
+    block, last_conv = VideoResnetBlock, VideoConvOut
 
-    def make_conv_out(self, channels: int, out_ch: int) -> VideoConvOut:
-        return VideoConvOut(channels, out_ch)
-
-    def to_pixels(self, x: Tensor, num_frames: int) -> Tensor:
-        return self.conv_out.over_frames(x, num_frames)
+    def images(self, z: Tensor, clips: int) -> Tensor:
+        """See :meth:`Decoder.images`: the same way, with time."""
+        x = self.mid.block_1(self.conv_in(z), clips)
+        x = self.mid.block_2(self.mid.attn_1(x), clips)
+        for index in range(len(self.up)):
+            level = self.up[len(self.up) - 1 - index]
+            for block in level.block:
+                x = block(x, clips)
+            if level.upsample is not None:
+                x = level.upsample(x)
+        return self.conv_out(self.silu(self.norm_out(x)), clips)

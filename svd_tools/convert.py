@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from svd_tools.conversion.assembly import assemble
 from svd_tools.conversion.casts import DTYPES
 from svd_tools.conversion.diffusers_config import diffusers_texts

@@ -20,7 +20,7 @@ from gm.errors import UserError, run_command
 from gm.files import make_output_dir
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.lora_file import LowRank, write_lora
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from svd_tools.conversion.lora_names import ALPHA, DIFFUSERS_PREFIXES, A, B, diffusers_layers, known_layers, parse_name
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"

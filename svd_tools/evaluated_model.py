@@ -7,9 +7,9 @@ import numpy as np
 from mindspore import Tensor
 
 from data.image_reader import fit_image
-from gm.backend.runtime import eager
+from gm.backend.operators import inference
 from gm.model import DiffusionEngine
-from modules.encoders import image_autoencoder, in_image_autoencoder
+from modules.conditioning import image_autoencoder, in_image_autoencoder
 from modules.pipeline import SVDPipeline, to_frames, to_pixels
 
 
@@ -41,7 +41,7 @@ class EvaluatedModel:
         Returns:
             (t, height, width, 3) uint8.
         """
-        with self.image_autoencoder as conditioner, eager():
+        with self.image_autoencoder as conditioner, inference():
             latent = image_autoencoder(conditioner).encode(Tensor(to_pixels(image))).asnumpy()
         latents = np.repeat(latent, self.pipeline.num_frames, axis=0) * np.float32(self.engine.scale_factor)
         return to_frames(self.engine.decode(latents[None]))[0]
@@ -62,10 +62,10 @@ class EvaluatedModel:
         Returns:
             (t, 8h, 8w, 3) uint8.
         """
-        with self.image_autoencoder as conditioner, eager():
+        with self.image_autoencoder as conditioner, inference():
             autoencoder = image_autoencoder(conditioner)
             scaled = latents / np.float32(self.engine.scale_factor)
-            frames = [autoencoder.decode(Tensor(latent[None]), 1).asnumpy()[0] for latent in scaled]
+            frames = [autoencoder.decode(Tensor(latent[None])).asnumpy()[0] for latent in scaled]
         return to_frames(np.stack(frames)[None])[0]
 
 

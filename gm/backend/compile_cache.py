@@ -21,14 +21,14 @@ from typing import Any, Iterator, Optional, Sequence
 import mindspore as ms
 from mindspore import Tensor
 
-from gm.backend import operators as kernels
+from gm.backend import operators
 from gm.backend.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment
 
 KIND = "compiled"
 LOCK = "lock"
 SHARED = ("akg_kernel_meta", "kernel_build_tmp.key")  # fused kernels and their lock: of all networks together
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCES = ("gm", "modules", "data", "svd_tools")
+SOURCES = ("gm", "modules", "data", "svd_tools", "svd_tiny")
 KEY_DIGITS = 32
 KEPT = 20  # networks, the last used ones
 
@@ -65,9 +65,14 @@ def kept_compilation(recipe: Any, inputs: Sequence[Any]) -> Iterator[None]:
 
 
 def _possible() -> bool:
-    users_own = CACHE_ENABLE in os.environ or (CACHE_PATH in os.environ and not kernels.fusing)
+    users_own = CACHE_ENABLE in os.environ or (CACHE_PATH in os.environ and not _fused())
     has_source = Path(sys.argv[0]).is_file()  # which MindSpore reads; python -c has none
     return ms.get_context("mode") == ms.GRAPH_MODE and not users_own and has_source
+
+
+def _fused() -> bool:
+    """Whether networks are being compiled to fused kernels."""
+    return getattr(operators.current, "fused", False)
 
 
 def _prepared(recipe: Any, inputs: Sequence[Any]) -> Optional[Path]:
@@ -79,7 +84,7 @@ def _prepared(recipe: Any, inputs: Sequence[Any]) -> Optional[Path]:
     try:
         folder.mkdir(exist_ok=True)
         os.utime(folder)
-        if kernels.fusing:
+        if _fused():
             _share_kernels(Path(os.environ[CACHE_PATH]), folder)
     except OSError as error:
         logger.warning("what is compiled is not kept: %s", error)
@@ -103,7 +108,7 @@ def _key(recipe: Any, inputs: Sequence[Any]) -> str:
         "recipe": recipe,
         "inputs": shapes,
         "sources": _sources(),
-        "fused": [kernels.fusing, kernels.fusing_norms],
+        "operators": [type(operators.current).__name__, _fused()],
         "device": ms.get_context("device_target"),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]

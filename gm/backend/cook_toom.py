@@ -1,36 +1,13 @@
-"""The matrices of minimal filters over three taps, by Cook and Toom's way of multiplying polynomials."""
+"""The matrices of Winograd's minimal filters over three taps, by Cook and Toom's way of multiplying polynomials."""
 
 from fractions import Fraction
-from functools import lru_cache
 from typing import List, Sequence, Tuple
 
 import numpy as np
-from mindspore import Tensor
 
-from gm.backend.kernels.minimal_filter import SIDE, TILE, P, Q
+from gm.backend.kernels.winograd import P, Q
 
-PLACES = SIDE**2
 POINTS = (Fraction(0), P, -P, Q, -Q)  # and infinity
-
-
-@lru_cache(maxsize=2)
-def transforms(scale: int = 1) -> Tuple[Tensor, Tensor, Tensor]:
-    """The two-dimensional transforms as kernels, fp32.
-
-    Args:
-        scale: 2 for an input with every pixel doubled.
-
-    Returns:
-        Pixels to tiles (36, 1, r, r) with r = 6 or 4, weights to tiles (36, 9), tiles to pixels (36, 1, 4, 4).
-    """
-    a, g, b = matrices()
-    if scale == 2:
-        b = np.stack([b[:, 0], b[:, 1] + b[:, 2], b[:, 3] + b[:, 4], b[:, 5]], axis=1)  # neighbours that are equal
-    both, reach = "ij,kl->ikjl", b.shape[1]
-    to_tiles = np.einsum(both, b, b).reshape(PLACES, 1, reach, reach)
-    to_weights = np.einsum(both, g, g).reshape(PLACES, 9)
-    to_pixels = np.einsum(both, a.T, a.T).reshape(PLACES, 1, TILE, TILE)
-    return tuple(Tensor(matrix.astype(np.float32)) for matrix in (to_tiles, to_weights, to_pixels))
 
 
 def matrices() -> Tuple[np.ndarray, ...]:

@@ -20,7 +20,6 @@ import mindspore as ms
 from mindspore import nn
 
 from gm.backend import compile_cache
-from gm.backend import operators as kernels
 from gm.backend.user_cache import CACHE_PATH, cache_folder, environment
 
 MACHINES = ("x86_64", "aarch64")
@@ -56,14 +55,13 @@ def worth_fusing(network: nn.Cell) -> bool:
 
 
 @contextmanager
-def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
+def fused_kernels() -> Iterator[bool]:
     """Networks that are compiled inside the block are fused where that is possible; the value says whether it is.
 
     The compiler's log, which it leaves in the working directory, is removed.
 
-    Args:
-        training: gradients are computed. Norms and the sums of biases' gradients are not fused then: in one kernel
-            with a transposition, sums come out wrong by orders of magnitude, and differently each time (MindSpore 2.8).
+    The sums of biases' gradients are left out: in one kernel with a transposition, they come out wrong by orders of
+    magnitude, and differently each time (MindSpore 2.8).
     """
     reason = obstacle()
     folder = None if reason else cache_folder("kernels")
@@ -73,15 +71,12 @@ def fused_kernels_inside(training: bool = False) -> Iterator[bool]:
         return
     log = Path.cwd() / COMPILER_LOG
     foreign = log.exists()
-    options = {"graph_kernel_flags": UNFUSED_SUMS} if training else {}
-    ms.set_context(enable_graph_kernel=True, **options)
-    kernels.fusing, kernels.fusing_norms = True, not training
+    ms.set_context(enable_graph_kernel=True, graph_kernel_flags=UNFUSED_SUMS)
     try:
         with environment(**{CACHE_PATH: str(folder)}):
             yield True
     finally:
         compile_cache.settled = True  # MindSpore keeps to the first folder
-        kernels.fusing = kernels.fusing_norms = False
-        ms.set_context(enable_graph_kernel=False, **dict.fromkeys(options, ""))
+        ms.set_context(enable_graph_kernel=False, graph_kernel_flags="")
         if not foreign:
             log.unlink(missing_ok=True)

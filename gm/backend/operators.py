@@ -1,216 +1,196 @@
-"""The operators whose fastest exact form depends on the device: this module is the one door to such choices.
+"""The one door to the machine: every operator whose best form depends on the device, the mode, the type or the shape.
 
-On Ascend the fused operators are used. On CPU, MindSpore's GroupNorm takes three times as long as the same sum written
-as matrix products; and broadcasting Add and Mul keep index buffers larger than their output in graph mode, so operands
-are broadcast explicitly. In PyNative mode without gradients, operators are loops of our own where that is faster
-(:mod:`gm.backend.shared_memory`).
+Networks call `operators.current`, which is one of the implementations below and in the modules beside this one. It is
+chosen once per use, by :func:`inference` or :func:`training`; outside of these it is :class:`Operators`, MindSpore's
+own. Whatever an implementation does not support it hands to its parent class.
 """
 
-from typing import Any, Callable, Sequence, Tuple
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import mindspore as ms
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, nn, ops
 
-from gm.backend import graph_loops, shared_memory
-from gm.backend.kernels.activations import LOGIT_OF_CDF
+GRAPH_MODE, PYNATIVE_MODE = 0, 1
+SCORES_BUDGET = 1 << 26  # bytes: the largest block of attention scores that is ever held
 
-_BATCH_NORM_EPS = 1e-5
-_BIAS_ADD = ops.BiasAdd()
-_PRODUCT = ops.MatMul(transpose_b=True)
-_BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=_BATCH_NORM_EPS)
-
-fusing = False  # whether networks are being compiled to fused kernels, see gm.backend.kernel_fusion
-fusing_norms = False  # and these too
-sharing = False  # whether operators run one by one, without gradients, on CPU: see gm.backend.runtime.eager
-
-SQRT_HALF = 0.7071067811865476
-INVERSE_SQRT_2PI = 0.3989422804014327
+_MATMUL = ops.MatMul(transpose_b=True)
+_SCORES, _VALUES, _SOFTMAX = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(), ops.Softmax(axis=-1)
+_BIAS_ADD, _ADAMW = ops.BiasAdd(), ops.AdamWeightDecay()
 
 
-def has_fused_operators() -> bool:
-    """Whether the device has fused norms and attention (Ascend)."""
-    return ms.get_context("device_target") == "Ascend"
+@ms.jit_class
+class Operators:
+    """MindSpore's own operators, for graph and PyNative mode and with gradients: what all others are tested against.
 
-
-def loops_take(x: Tensor) -> bool:
-    """Whether an operator on `x` is a loop of :mod:`gm.backend.shared_memory`."""
-    return sharing and x.dtype == ms.float32
-
-
-def constant(method: Callable, *inputs: Any) -> Any:
-    """`method(*inputs)` for what stays as it is from step to step: inside :func:`gm.backend.runtime.eager` on CPU it is
-    computed once.
-
-    Args:
-        method: of an object whose parameters do not change meanwhile.
-        inputs: numbers, by their value, and tensors, by their identity.
-    """
-    return shared_memory.remembered(method, *inputs) if sharing else method(*inputs)
-
-
-def add_broadcast(x: Tensor, y: Tensor) -> Tensor:
-    """`x + y`, with y broadcast to x's shape."""
-    if loops_take(x) and y.dtype == x.dtype:
-        return shared_memory.add_broadcast(x, y)
-    return x + (y if fusing else ops.broadcast_to(y, x.shape))
-
-
-def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`x * scale + shift` with one scale and one shift per row, in one pass.
-
-    Unfused it is batch normalisation at inference with mean 0 and variance 1 - ε, whose kernel is three times as fast
-    as a broadcast product and sum.
-
-    Args:
-        x: (n, …).
-        scale, shift: (n,).
-    """
-    if fusing_norms:
-        return x * scale.reshape(-1, 1) + shift.reshape(-1, 1)
-    n = x.shape[0]
-    mean = ops.zeros((n,), dtype=x.dtype)
-    variance = ops.full((n,), 1 - _BATCH_NORM_EPS, dtype=x.dtype)
-    return _BATCH_NORM(x.reshape(1, n, -1, 1), scale, shift, mean, variance)[0].reshape(x.shape)
-
-
-def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Group normalisation (Wu & He 2018) as one scale and one shift per channel.
-
-    The statistics are products with a constant vector: E[x] and E[x²].
-
-    Args:
-        x: (b, c, …), fp32.
-        weight, bias: (c,).
-    """
-    if sharing:
-        return shared_memory.group_norm(x, num_groups, weight, bias, eps)
-    b, c = x.shape[:2]
-    rows = x.reshape(b * num_groups, -1)  # b c … -> (b g) n
-    average = ops.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=x.dtype)
-    mean = ops.matmul(rows, average)  # (b g) 1
-    variance = ops.matmul(rows * rows, average) - mean * mean
-    rstd = ops.rsqrt(variance + eps)
-    scale = rstd.reshape(b, num_groups, 1) * weight.reshape(1, num_groups, -1)  # b g c/g
-    shift = bias.reshape(1, num_groups, -1) - mean.reshape(b, num_groups, 1) * scale
-    return scale_shift(x.reshape(b * c, -1), scale.reshape(-1), shift.reshape(-1)).reshape(x.shape)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer normalisation over the last axis (Ba et al. 2016), with statistics as in :func:`group_norm`.
-
-    Args:
-        x: (…, c), fp32.
-        weight, bias: (c,).
-    """
-    if sharing:
-        return shared_memory.layer_norm(x, weight, bias, eps)
-    c = x.shape[-1]
-    rows = x.reshape(-1, c)
-    average = ops.full((c, 1), 1.0 / c, dtype=x.dtype)
-    mean = ops.matmul(rows, average)  # n 1
-    variance = ops.matmul(rows * rows, average) - mean * mean
-    rstd = ops.rsqrt(variance + eps)
-    normed = scale_shift(rows, rstd.reshape(-1), (-mean * rstd).reshape(-1))
-    return add_bias(normed * weight, bias).reshape(x.shape)
-
-
-def add_bias(y: Tensor, bias: Tensor) -> Tensor:
-    """Adds one number to each place of axis 1; `y`, which nobody else needs, may be changed.
-
-    Args:
-        y: (n, c, …).
-        bias: (c,), of the same type.
-    """
-    if loops_take(y):
-        return shared_memory.add_bias(y, bias)
-    return graph_loops.add_bias(y, bias) if graph_loops.take_bias(y) else _BIAS_ADD(y, bias)
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x · weightᵀ with the axes of `x` before the last one merged: (…, i), (o, i) -> (n, o)."""
-    if loops_take(x):
-        return shared_memory.product(x, weight)
-    return _PRODUCT(reshape(x, (-1, x.shape[-1])), weight)
-
-
-def add_scaled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """`x + scale * y` for a number; `y`, which nobody else needs, may be changed.
-
-    Args:
-        scale: shape (), fp32.
-    """
-    return shared_memory.add_scaled(x, y, scale) if loops_take(y) else x + y * scale.astype(y.dtype)
-
-
-def mix(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-    """`share * x + (1 - share) * y` for a number; `y`, which nobody else needs, may be changed.
-
-    Args:
-        share: shape (), fp32.
-    """
-    return shared_memory.mix(x, y, share) if loops_take(y) else y + share.astype(y.dtype) * (x - y)
-
-
-def silu(x: Tensor) -> Tensor:
-    """x·sigmoid(x), fp32."""
-    return shared_memory.silu(x) if sharing else ops.silu(x)
-
-
-class GELU(nn.Cell):
-    """The exact Gaussian error linear unit, x·Φ(x) (Hendrycks & Gimpel 2016).
-
-    Its derivative, Φ(x) + x·φ(x), is written out, so that training keeps nothing but x.
+    `x` may be of any floating-point type; the result has the same. Norms and activations compute in fp32. An argument
+    that is said to be given up may be changed: nobody else needs it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fused = has_fused_operators()
+    def linear(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """`x @ weightᵀ + bias`: (…, i), (o, i), (o,) or None -> (…, o)."""
+        y = _MATMUL(self.reshape(x, (-1, x.shape[-1])), weight)
+        if bias is not None:
+            y = self.add_bias(y, bias)
+        return self.reshape(y, x.shape[:-1] + (weight.shape[0],))
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return shared_memory.gelu(x) if loops_take(x) else x * self.cdf(x)
+    def geglu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """h · gelu(g), (h, g) = `x @ weightᵀ + bias` (Shazeer 2020): (…, i), (2o, i), (2o,) -> (…, o)."""
+        hidden, gate = ops.chunk(self.linear(x, weight, bias), 2, axis=-1)
+        return hidden * self.gelu(gate)
 
-    def cdf(self, x: Tensor) -> Tensor:
-        """Φ(x), in fp32, returned in the input's type."""
-        x32 = x.astype(ms.float32)
-        phi = ops.erf(x32 * SQRT_HALF) * 0.5 + 0.5 if self.fused else normal_cdf(x32)
-        return phi.astype(x.dtype)
+    def conv2d(
+        self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int = 1, same: bool = False
+    ) -> Tensor:
+        """A convolution over (n, i, h, w).
 
-    def bprop(self, x, out, dout):
-        """The gradient of `x` from that of the result."""
-        x32 = x.astype(ms.float32)
-        density = ops.exp(x32 * x32 * -0.5) * INVERSE_SQRT_2PI
-        return (dout * (self.cdf(x) + (x32 * density).astype(x.dtype)),)
+        Args:
+            direct: the layer's own operator, which knows stride and padding.
+            weight: (o, i, k, k).
+            bias: (o,), or None.
+            stride: of `direct`.
+            same: whether the padding is k // 2 zeros on each side.
+        """
+        return self.add_bias(direct(x, weight), bias)
 
+    def conv2d_doubled(self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A 3x3 convolution over the picture with each pixel doubled both ways: (n, i, h, w) -> (n, o, 2h, 2w)."""
+        n, c, h, w = x.shape
+        x = ops.broadcast_to(x.reshape(n * c, h, 1, w, 1), (n * c, h, 2, w, 2)).reshape(n, c, 2 * h, 2 * w)
+        return self.conv2d(direct, x, weight, bias, 1, True)
 
-def normal_cdf(x: Tensor) -> Tensor:
-    """Φ(x), the standard normal distribution function, as sigmoid(x·q(x²)), q a polynomial fitted to the logit of Φ.
+    def conv_over_time(self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A convolution of three frames, one frame of zeros at each end: (b, i, t, n), (o, i, 3, 1, 1) -> (b, o, t, n).
 
-    The error of x·Φ(x) is below 1e-6·max(1, |x|), fp32's rounding included; half the time of MindSpore's Erf on CPU.
+        Args:
+            direct: the same as a (3, 1) convolution.
+        """
+        return self.add_bias(direct(x, self.late(weight, weight.shape[:4], x)), bias)
 
-    Args:
-        x: fp32.
-    """
-    square = x * x
-    q = LOGIT_OF_CDF[0]
-    for coefficient in LOGIT_OF_CDF[1:]:
-        q = q * square + coefficient
-    return ops.sigmoid(q * x)
+    def add_bias(self, y: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """A number added to each place of axis 1: (n, c, …), given up, (c,) or None -> (n, c, …)."""
+        return y if bias is None else _BIAS_ADD(y, bias.astype(y.dtype))
 
+    def group_norm(self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Group normalisation (Wu & He 2018) of (b, c, …), weight and bias (c,)."""
+        x32, weight, bias = x.astype(ms.float32), weight.astype(ms.float32), bias.astype(ms.float32)
+        return ops.group_norm(x32, groups, weight, bias, eps).astype(x.dtype)
 
-def filters_minimally() -> bool:
-    """Whether 3x3 convolutions may be computed by :mod:`gm.backend.winograd`: on CPU, without gradients, and where it
-    pays, which it does not operator by operator with views that are copied."""
-    return fusing_norms or sharing
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Layer normalisation (Ba et al. 2016) over the last axis of (…, c), weight and bias (c,)."""
+        norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        return norm(x.astype(ms.float32), weight.astype(ms.float32), bias.astype(ms.float32))[0].astype(x.dtype)
 
+    def silu(self, x: Tensor) -> Tensor:
+        """x·sigmoid(x)."""
+        return ops.silu(x.astype(ms.float32)).astype(x.dtype)
 
-def reshape(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
-    """`x.reshape(shape)`, not copied.
+    def gelu(self, x: Tensor) -> Tensor:
+        """x·Φ(x), Φ being the standard normal distribution function (Hendrycks & Gimpel 2016), exact."""
+        return ops.gelu(x.astype(ms.float32), approximate="none").astype(x.dtype)
 
-    In PyNative mode MindSpore makes a view, and every operator that is given a view copies it first: ReLU takes twice
-    as long, a product of two views four times. There the same memory is given its other shape by NumPy.
-    """
-    return shared_memory.reshape(x, shape) if sharing else x.reshape(shape)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d) v: (b, h, n, d), (b, h, m, d) twice -> (b, h, n, d).
+
+        All scores are never held at once: it runs over blocks of heads and, if one head's scores exceed the budget, of
+        queries.
+        """
+        b, h, n, d = q.shape
+        m = k.shape[2]
+        q = self.reshape(q * (d**-0.5), (b * h, n, d))
+        k, v = self.reshape(k, (b * h, m, d)), self.reshape(v, (b * h, m, d))
+        heads = max(1, SCORES_BUDGET // (n * m * 4))
+        queries = n if heads > 1 else max(1, min(n, SCORES_BUDGET // (m * 4)))
+        blocks = []
+        for first in range(0, b * h, heads):
+            q_block, k_block, v_block = part(q, first, heads), part(k, first, heads), part(v, first, heads)
+            if queries == n:
+                blocks.append(self.attention_block(q_block, k_block, v_block))
+                continue
+            rows = []
+            for start in range(0, n, queries):
+                rows.append(self.attention_block(q_block[:, start : min(start + queries, n)], k_block, v_block))
+            blocks.append(ops.cat(rows, axis=1))
+        return self.reshape(joined(blocks), (b, h, n, d))
+
+    def attention_block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q kᵀ) v of (bh, n, d), all scores at once, softmax and its sum in fp32."""
+        weights = _SOFTMAX(_SCORES(q, k).astype(ms.float32))  # bh n m
+        return _VALUES(weights.astype(v.dtype), v)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """`x + y`, y broadcast to the shape of x."""
+        return x + y
+
+    def add_scaled(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """`x + scale·y`, y given up; scale: (), fp32."""
+        return x + y * scale.astype(y.dtype)
+
+    def lerp(self, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        """`start + weight·(end - start)`, start given up; weight: (), fp32."""
+        return start + weight.astype(start.dtype) * (end - start)
+
+    def reshape(self, x: Tensor, shape: Tuple[int, ...]) -> Tensor:
+        """The same numbers in another shape."""
+        return x.reshape(shape)
+
+    def late(self, weight: Tensor, shape: Tuple[int, ...], x: Tensor) -> Tensor:
+        """A weight in another shape, not before `x` is there.
+
+        A compiled network reshapes (that is, copies) all weights before anything else, and holds the copies until they
+        are used: 1.6 GB at full size.
+        """
+        return ops.depend(weight, x).reshape(shape)
+
+    def permute(self, x: Tensor, order: Tuple[int, ...]) -> Tensor:
+        """The axes of x in another order."""
+        return ops.transpose(x, order)
+
+    def by_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int) -> Tensor:
+        """`function(x)` for one that treats each row of axis 0 by itself, which may be called for some rows at a time.
+
+        Args:
+            function: (n, …) -> (n, …), for any n.
+            row_bytes: that it needs on the way for one row.
+        """
+        return function(x)
+
+    def memoise(self, method: Callable, *inputs: Any) -> Any:
+        """`method(*inputs)`, which may be computed once for as long as parameters do not change.
+
+        Args:
+            inputs: numbers, by their value, and tensors, by their identity.
+        """
+        return method(*inputs)
+
+    keep = False  # whether what `call` compiles is kept for the next process
+
+    def call(self, network: nn.Cell, recipe: Any, inputs: Sequence[Tensor]) -> Any:
+        """`network(*inputs)`, called from the host.
+
+        Args:
+            recipe: what the network is made from, as JSON can hold it: all that tells its graph from others.
+        """
+        from gm.backend.compile_cache import kept_compilation
+
+        with kept_compilation(recipe, inputs) if self.keep else nullcontext():
+            return network(*inputs)
+
+    updates_from_host = False  # whether the three below are called tensor by tensor from the host, not in a graph
+
+    def adamw(self, parameter, first, second, gradient, scale, lr, beta1, beta2, eps, decay):
+        """One AdamW update of a parameter and its moments in place, all fp32 and of one shape: `p -= lr·(m / (√v + ε) +
+        decay·p)` with the moments of scale·gradient (:mod:`gm.training.optim`)."""
+        return _ADAMW(parameter, first, second, lr, beta1, beta2, eps, decay, gradient * scale)
+
+    def move_average(self, average, parameter, rate):
+        """`average + rate·(parameter - average)` in place, both fp32."""
+        return ops.assign(average, average + (parameter - average) * rate)
+
+    def square_sum(self, tensor):
+        """The sum of all squares."""
+        return ops.reduce_sum(ops.square(tensor))
 
 
 def part(x: Tensor, first: int, count: int) -> Tensor:
@@ -218,53 +198,87 @@ def part(x: Tensor, first: int, count: int) -> Tensor:
     return x if count >= x.shape[0] else x[first : min(first + count, x.shape[0])]
 
 
-def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """The parts one after another along an axis; one alone is not copied."""
-    return parts[0] if len(parts) == 1 else ops.cat(parts, axis=axis)
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after another along axis 0; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else ops.cat(parts, axis=0)
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int) -> Tensor:
-    """`function(x)` for one that treats each row of axis 0 by itself: some rows at a time, so that whatever it needs on
-    the way is needed for these only. All at once where memory is not shared.
+current = Operators()  # what networks call; changed by `using` alone
+
+
+@cache
+def _instance(implementation: type, *args: Any) -> Operators:
+    return implementation(*args)
+
+
+@contextmanager
+def using(implementation: Operators) -> Iterator[Operators]:
+    """Networks that run, or are compiled, inside the block call this implementation."""
+    global current
+    before, current = current, implementation
+    try:
+        yield implementation
+    finally:
+        current = before
+
+
+@contextmanager
+def inference(
+    compiled: Optional[bool] = False,
+    alone: bool = False,
+    network: Optional[nn.Cell] = None,
+    fuse_kernels: Optional[bool] = False,
+    compile_cache: Optional[bool] = False,
+) -> Iterator[None]:
+    """Networks run without gradients inside, and their parameters do not change meanwhile.
 
     Args:
-        function: fp32, (n, …) -> (n, …), for any n.
-        row_bytes: of what is large on the way, for one row.
+        compiled: in graph mode; False runs operator by operator, whatever the mode outside, None in that mode.
+        alone: the process does nothing else meanwhile, so that on a CPU of few cores its threads are given cores.
+        network: that is called inside.
+        fuse_kernels: what is compiled for a CPU is compiled to fused kernels (:mod:`gm.backend.kernel_fusion`); None
+            does where the network is large enough for that to pay.
+        compile_cache: what :meth:`Operators.call` compiles is kept for the next process
+            (:mod:`gm.backend.compile_cache`); None keeps it on CPU.
     """
-    return shared_memory.in_blocks(function, x, row_bytes) if loops_take(x) else function(x)
+    from gm.backend.ascend import AscendOperators
+    from gm.backend.host import CompiledOperators, HostOperators
+    from gm.backend.kernel_fusion import fused_kernels, worth_fusing
+    from gm.backend.thread_placement import threads_placed
+
+    mode, on_host = ms.get_context("mode"), ms.get_context("device_target") == "CPU"
+    compiled = mode == GRAPH_MODE if compiled is None else compiled
+    ms.set_context(mode=GRAPH_MODE if compiled else PYNATIVE_MODE)
+    try:
+        fuse = compiled and on_host and (worth_fusing(network) if fuse_kernels is None else fuse_kernels)
+        with fused_kernels() if fuse else nullcontext(False) as fused:
+            if on_host:
+                implementation = _instance(CompiledOperators, fused) if compiled else HostOperators()
+            else:
+                implementation = _instance(AscendOperators)
+            implementation.keep = on_host if compile_cache is None else compile_cache
+            with using(implementation), threads_placed() if alone and on_host and not compiled else nullcontext():
+                yield
+    finally:
+        ms.set_context(mode=mode)
 
 
-def rows_between(x: Tensor, first: int, last: int) -> Tensor:
-    """`x[:, :, first:last]`; a slice of all rows would be a copy."""
-    return x if first == 0 and last == x.shape[2] else x[:, :, first:last]
+@contextmanager
+def training(fuse: bool = False) -> Iterator[None]:
+    """Gradients are computed and parameters updated inside.
 
-
-def reshape_late(weight: Tensor, shape: Tuple[int, ...], x: Tensor) -> Tensor:
-    """`weight.reshape(shape)`, not before `x` is there.
-
-    A compiled network reshapes (that is, copies) all weights before anything else, and holds the copies until they are
-    used: 1.6 GB at full size.
+    Args:
+        fuse: compiles to fused kernels on CPU in graph mode.
     """
-    return shared_memory.reshape(weight, shape) if sharing else ops.depend(weight, x).reshape(shape)
+    from gm.backend.ascend import AscendOperators
+    from gm.backend.kernel_fusion import fused_kernels
+    from gm.backend.training import TrainingOperators
 
-
-def swap_axes(x: Tensor, first: int, second: int) -> Tensor:
-    """Two axes of `x` exchanged (a copy); `first` comes before `second`.
-
-    As a fused kernel, a transposition takes no memory but its result's and a fourth of the time of a strided view and
-    its copy. Unfused, its operator would keep twice its result's memory for as long as the network lives.
-    """
-    order = list(range(x.ndim))
-    order[first], order[second] = second, first
-    if fusing:
-        return ops.transpose(x, tuple(order))
-    if sharing and second < x.ndim - 1:
-        return shared_memory.gather_rows(x, tuple(order))
-    if loops_take(x) and first == x.ndim - 2:
-        return shared_memory.swap_last(x)
-    return mint.permute(x, tuple(order))
-
-
-def rows_permuted(x: Tensor, order: Tuple[int, ...]) -> Tensor:
-    """The axes of `x` in another order (a copy), of which the last axis stays the last."""
-    return shared_memory.gather_rows(x, order) if sharing else ops.transpose(x, order)
+    if ms.get_context("device_target") != "CPU":
+        with using(_instance(AscendOperators)):
+            yield
+        return
+    compiled = ms.get_context("mode") == GRAPH_MODE
+    fusing = fused_kernels() if fuse and compiled else nullcontext(False)
+    with fusing as fused, using(_instance(TrainingOperators, compiled, fused)):
+        yield

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from contextlib import contextmanager
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 from gm.errors import UserError
 
@@ -52,35 +51,9 @@ def set_mode(runtime: Runtime, mode: int) -> Runtime:
     return runtime._replace(mode=mode)
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """Operator by operator inside, whatever the mode outside: for networks that run too seldom to be compiled.
-
-    There are no gradients inside, for operators share memory with NumPy where there is a CPU only.
-    """
-    import mindspore as ms
-
-    from gm.backend import operators as kernels
-    from gm.backend import shared_memory
-
-    mode, sharing = ms.get_context("mode"), kernels.sharing
-    ms.set_context(mode=PYNATIVE_MODE)
-    kernels.sharing = ms.get_context("device_target") == "CPU"
-    try:
-        yield
-    finally:
-        ms.set_context(mode=mode)
-        kernels.sharing = sharing
-        shared_memory.forget()
-
-
-@contextmanager
-def eager_alone() -> Iterator[None]:
-    """:func:`eager`, for a process that does nothing else meanwhile: on CPU its threads are given cores."""
-    from gm.backend.thread_placement import threads_placed
-
-    with eager(), threads_placed():
-        yield
+def preferred_mode(device: str) -> int:
+    """The mode that makes a video soonest: on Ascend networks are compiled, on CPU operators run one by one."""
+    return GRAPH_MODE if device == "Ascend" else PYNATIVE_MODE
 
 
 def choose_device(device_target: str, ascend_available: bool, flag: str = DEVICE_FLAG) -> str:

@@ -25,11 +25,11 @@ LIMITS: Mapping[str, Range] = {
     "vocab_size": Range(0, 1 << 20),
 }
 
-# Every class that a YAML file may name, where it is, and by which other paths: the reference's (mindone's), sgm's, and
-# those that this project had before. Nothing else is imported or called.
+# Every class that a YAML file may name, where it is, and by which other paths: the reference's (mindone's), sgm's, and,
+# last, the one that this project had before. Nothing else is imported or called.
 _REFERENCE, _SGM = "gm.modules.diffusionmodules.", "sgm.modules.diffusionmodules."
 _CLASSES: Mapping[str, Sequence[str]] = {
-    "gm.model.DiffusionEngine": (
+    "modules.video_model.VideoDiffusionEngine": (
         "models.diffusion.VideoDiffusionEngine", "sgm.models.diffusion.DiffusionEngine", "gm.engine.DiffusionEngine",
     ),
     "gm.networks.autoencoder.AutoencoderKL": (
@@ -64,12 +64,12 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         "gm.denoiser.VScalingWithEDMcNoise",
     ),
     "gm.sampling.guidance.ConstantGuider": ("gm.guider.ConstantGuider",),
-    "gm.sampling.guidance.LinearPredictionGuider": (
+    "modules.video_guidance.LinearPredictionGuider": (
         _REFERENCE + "guiders.LinearPredictionGuider", "modules.diffusionmodules.guiders.LinearPredictionGuider",
         _SGM + "guiders.LinearPredictionGuider", "gm.guider.LinearPredictionGuider",
     ),
-    "gm.sampling.guidance.TrapezoidPredictionGuider": ("gm.guider.TrapezoidPredictionGuider",),
-    "gm.sampling.guidance.TrianglePredictionGuider": ("gm.guider.TrianglePredictionGuider",),
+    "modules.video_guidance.TrapezoidPredictionGuider": ("gm.guider.TrapezoidPredictionGuider",),
+    "modules.video_guidance.TrianglePredictionGuider": ("gm.guider.TrianglePredictionGuider",),
     "gm.sampling.samplers.ConsistencySampler": ("gm.sampler.ConsistencySampler",),
     "gm.sampling.samplers.DPMPP2MSampler": ("gm.sampler.DPMPP2MSampler",),
     "gm.sampling.samplers.EulerAncestralSampler": ("gm.sampler.EulerAncestralSampler",),
@@ -83,18 +83,20 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         _REFERENCE + "discretizer.EDMDiscretization", _SGM + "discretizer.EDMDiscretization",
         "gm.discretizer.EDMDiscretization",
     ),
-    "modules.encoders.FrozenOpenCLIPImagePredictionEmbedder": (
+    "modules.conditioning.FrozenOpenCLIPImagePredictionEmbedder": (
         "modules.encoders.modules.FrozenOpenCLIPImagePredictionEmbedder",
         "sgm.modules.encoders.modules.FrozenOpenCLIPImagePredictionEmbedder",
+        "modules.encoders.FrozenOpenCLIPImagePredictionEmbedder",
     ),
-    "modules.encoders.VideoPredictionEmbedderWithEncoder": (
+    "modules.conditioning.VideoPredictionEmbedderWithEncoder": (
         "modules.encoders.modules.VideoPredictionEmbedderWithEncoder",
         "sgm.modules.encoders.modules.VideoPredictionEmbedderWithEncoder",
+        "modules.encoders.VideoPredictionEmbedderWithEncoder",
     ),
     "modules.video_decoder.VideoDecoder": (
-        "modules.temporal_ae.VideoDecoder", "sgm.modules.autoencoding.temporal_ae.VideoDecoder",
+        "sgm.modules.autoencoding.temporal_ae.VideoDecoder", "modules.temporal_ae.VideoDecoder",
     ),
-    "modules.video_unet.VideoUNet": ("modules.unet3d.VideoUNet", _SGM + "video_model.VideoUNet"),
+    "modules.video_unet.VideoUNet": (_SGM + "video_model.VideoUNet", "modules.unet3d.VideoUNet"),
 }  # fmt: skip
 CLASSES = frozenset(_CLASSES)
 TARGETS: Mapping[str, str] = {alias: name for name, aliases in _CLASSES.items() for alias in aliases}

@@ -1,12 +1,11 @@
 """The image autoencoder of Stable Diffusion (Rombach et al. 2022): 8x smaller latents, in the published names."""
 
-from math import prod
+from functools import partial
 from typing import Callable, List, Optional, Sequence
 
 from mindspore import Tensor, nn, ops
 
-from gm.backend import operators as kernels
-from gm.networks.attention import Attention
+from gm.backend import operators
 from gm.networks.layers import (
     GROUPS,
     Conv2d,
@@ -22,6 +21,7 @@ from gm.networks.layers import (
 EPS = 1e-6  # of every GroupNorm of the autoencoder
 CHANNEL_MULT = (1, 2, 4, 4)
 DOWNSAMPLING = 8  # of a latent, in both directions
+ACTIVATIONS = 4  # of the size of its input that a residual block holds at once
 
 
 class ResnetBlock(nn.Cell):
@@ -36,14 +36,13 @@ class ResnetBlock(nn.Cell):
         self.nin_shortcut = None if channels == out_channels else Conv2d(channels, out_channels, 1)
         self.silu = SiLU()
 
-    def construct(self, x: Tensor, num_frames: int) -> Tensor:
-        """x: (n, c, h, w); num_frames is not used -> (n, c', h, w)."""
-        return self.spatial(x)
+    def construct(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c', h, w)."""
+        image_bytes = 4 * x.shape[1] * x.shape[2] * x.shape[3]
+        return operators.current.by_rows(self.images, x, ACTIVATIONS * image_bytes)
 
-    def spatial(self, x: Tensor) -> Tensor:
-        return kernels.in_blocks(self.frames, x, 4 * prod(x.shape[1:]))
-
-    def frames(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
+        """The same for any number of images."""
         h = self.conv1(self.silu(self.norm1(x)))
         h = self.conv2(self.silu(self.norm2(h)))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
@@ -59,14 +58,13 @@ class AttnBlock(nn.Cell):
         self.k = Conv2d(channels, channels, 1)
         self.v = Conv2d(channels, channels, 1)
         self.proj_out = Conv2d(channels, channels, 1)
-        self.attention = Attention()
 
     def construct(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
         height, width = x.shape[2:]
         h = self.norm(x)
         q, k, v = to_tokens(self.q(h)), to_tokens(self.k(h)), to_tokens(self.v(h))  # n (h w) c
-        out = self.attention(q.expand_dims(1), k.expand_dims(1), v.expand_dims(1)).squeeze(1)
+        out = operators.current.attention(q.expand_dims(1), k.expand_dims(1), v.expand_dims(1)).squeeze(1)
         return x + self.proj_out(from_tokens(out, height, width))
 
 
@@ -79,8 +77,9 @@ class Middle(nn.Cell):
         self.attn_1 = AttnBlock(channels)
         self.block_2 = block(channels, channels)
 
-    def construct(self, x: Tensor, num_frames: int) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x, num_frames)), num_frames)
+    def construct(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, h, w)."""
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Downsample(nn.Cell):
@@ -116,9 +115,10 @@ class Level(nn.Cell):
         self.downsample = downsample
         self.upsample = upsample
 
-    def construct(self, x: Tensor, num_frames: int) -> Tensor:
+    def construct(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c', h', w')."""
         for block in self.block:
-            x = block(x, num_frames)
+            x = block(x)
         if self.downsample is not None:
             x = self.downsample(x)
         if self.upsample is not None:
@@ -167,18 +167,19 @@ class Encoder(nn.Cell):
         """(n, 3, H, W), range -1..1 -> (n, 8, H/8, W/8)."""
         x = self.conv_in(x)
         for level in self.down:
-            x = level(x, 1)
-        return self.conv_out(self.silu(self.norm_out(self.mid(x, 1))))
+            x = level(x)
+        return self.conv_out(self.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Cell):
-    """Latents to pictures, frame by frame.
+    """Latents to pictures, each by itself.
 
     Args:
         out_ch: channels of the picture; the others are the encoder's.
     """
 
     block: Callable[[int, int], nn.Cell] = ResnetBlock
+    last_conv: Callable[[int, int], nn.Cell] = partial(Conv2d, kernel_size=3, padding=1)
 
     def __init__(
         self,
@@ -203,21 +204,20 @@ class Decoder(nn.Cell):
         self.up = nn.CellList(levels)  # the highest resolution comes first, as in the published names
         self.norm_out = GroupNorm(channels, EPS)
         self.silu = SiLU()
-        self.conv_out = self.make_conv_out(channels, out_ch)
+        self.conv_out = type(self).last_conv(channels, out_ch)
         set_norm_groups(self, num_groups)
 
-    def make_conv_out(self, channels: int, out_ch: int) -> nn.Cell:
-        return Conv2d(channels, out_ch, 3, padding=1)
+    def construct(self, z: Tensor) -> Tensor:
+        """(…, z, h, w) -> (…, 3, 8h, 8w), about -1..1."""
+        y = self.images(z.reshape((-1,) + z.shape[-3:]), z.shape[0])
+        return y.reshape(z.shape[:-3] + y.shape[1:])
 
-    def construct(self, z: Tensor, num_frames: int) -> Tensor:
-        """z: (b·t, 4, h, w); num_frames: t -> (b·t, 3, 8h, 8w), about -1..1."""
-        x = self.mid(self.conv_in(z), num_frames)
+    def images(self, z: Tensor, clips: int) -> Tensor:
+        """(n, z, h, w) -> (n, 3, 8h, 8w); `clips` is the size of the first of all axes."""
+        x = self.mid(self.conv_in(z))
         for index in range(len(self.up)):
-            x = self.up[len(self.up) - 1 - index](x, num_frames)
-        return self.to_pixels(self.silu(self.norm_out(x)), num_frames)
-
-    def to_pixels(self, x: Tensor, num_frames: int) -> Tensor:
-        return self.conv_out(x)
+            x = self.up[len(self.up) - 1 - index](x)
+        return self.conv_out(self.silu(self.norm_out(x)))
 
 
 class AutoencodingEngine(nn.Cell):
@@ -236,9 +236,9 @@ class AutoencodingEngine(nn.Cell):
         """Mean and log-variance: (n, 3, H, W) -> (n, 8, H/8, W/8)."""
         return self.encoder(x)
 
-    def decode(self, z: Tensor, num_frames: int) -> Tensor:
-        """z: (b·t, 4, h, w), not scaled -> (b·t, 3, 8h, 8w)."""
-        return self.decoder(z, num_frames)
+    def decode(self, z: Tensor) -> Tensor:
+        """(…, z, h, w), not scaled -> (…, 3, 8h, 8w)."""
+        return self.decoder(z)
 
 
 class AutoencoderKL(AutoencodingEngine):
@@ -259,8 +259,8 @@ class AutoencoderKL(AutoencodingEngine):
     def moments(self, x: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(x))
 
-    def decode(self, z: Tensor, num_frames: int) -> Tensor:
-        return self.decoder(self.post_quant_conv(z), num_frames)
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z.reshape((-1,) + z.shape[-3:])).reshape(z.shape))
 
 
 def mode(moments: Tensor) -> Tensor:

@@ -4,10 +4,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, initializer
 
-from gm.backend import operators as kernels
-from gm.backend.operators import add_broadcast
-from gm.networks.attention import Attention
-from gm.networks.layers import Conv2d, LayerNorm, Linear
+from gm.backend import operators
+from gm.networks.layers import Conv2d, LayerNorm, Linear, in_type, to_tokens
 
 TEXT_CONTEXT = 77  # tokens of CLIP's text tower
 
@@ -25,20 +23,18 @@ class SelfAttention(nn.Cell):
         self.in_proj_weight = _normal(3 * width, width)
         self.in_proj_bias = Parameter(initializer("zeros", (3 * width,), mstype.float32))
         self.out_proj = Linear(width, width)
-        self.attention = Attention()
         self.compute_dtype = None
 
     def construct(self, x: Tensor) -> Tensor:
         """(b, n, c) -> (b, n, c)."""
         b, n, c = x.shape
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        if self.compute_dtype is not None:
-            x, weight = x.astype(self.compute_dtype), weight.astype(self.compute_dtype)
-        qkv = kernels.add_bias(kernels.product(x, weight), bias.astype(x.dtype))
-        qkv = kernels.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
-        qkv = kernels.rows_permuted(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
-        out = kernels.swap_axes(self.attention(qkv[0], qkv[1], qkv[2]), 1, 2)  # b h n d -> b n h d
-        return self.out_proj(kernels.reshape(out, (b, n, c)))
+        x, weight = in_type(self.compute_dtype, x, self.in_proj_weight)
+        qkv = operators.current.linear(x, weight, self.in_proj_bias)
+        qkv = operators.current.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
+        qkv = operators.current.permute(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
+        out = operators.current.attention(qkv[0], qkv[1], qkv[2])
+        out = operators.current.permute(out, (0, 2, 1, 3))  # b h n d -> b n h d
+        return self.out_proj(operators.current.reshape(out, (b, n, c)))
 
 
 class MLP(nn.Cell):
@@ -48,10 +44,9 @@ class MLP(nn.Cell):
         super().__init__()
         self.c_fc = Linear(width, hidden)
         self.c_proj = Linear(hidden, width)
-        self.gelu = kernels.GELU()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        return self.c_proj(operators.current.gelu(self.c_fc(x)))
 
 
 class ResidualAttentionBlock(nn.Cell):
@@ -117,10 +112,10 @@ class VisionTransformer(nn.Cell):
         """(b, 3, image_size, image_size), normalised -> (b, output_dim)."""
         x = self.conv1(x)
         b, c = x.shape[:2]
-        x = kernels.swap_axes(kernels.reshape(x, (b, c, -1)), 1, 2)  # b c h w -> b (h w) c
+        x = to_tokens(x)  # b c h w -> b (h w) c
         first = ops.broadcast_to(self.class_embedding.astype(x.dtype).reshape(1, 1, c), (b, 1, c))
         x = ops.cat((first, x), axis=1)
-        x = self.ln_pre(add_broadcast(x, self.positional_embedding.astype(x.dtype).expand_dims(0)))
+        x = self.ln_pre(operators.current.add(x, self.positional_embedding.astype(x.dtype).expand_dims(0)))
         x = self.transformer(x)
         return ops.matmul(self.ln_post(x[:, 0]), self.proj.astype(x.dtype))
 

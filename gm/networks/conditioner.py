@@ -1,7 +1,7 @@
-"""All embedders together: a batch of named inputs to the UNet's three kinds of conditioning."""
+"""The embedders, and all of them together: a batch of named inputs to the UNet's three kinds of conditioning."""
 
 from functools import partial
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -11,84 +11,71 @@ from gm.networks.layers import sinusoidal_embedding
 from gm.networks.resize import resize
 from gm.networks.tiling import in_tiles
 
-
-class Conditioning(NamedTuple):
-    """What the UNet is conditioned on (host arrays, fp32)."""
-
-    vector: np.ndarray  # (b, 768): fps_id, motion_bucket_id, cond_aug
-    crossattn: np.ndarray  # (b, n, 1024): CLIP tokens
-    concat: np.ndarray  # (b, 4, h, w): latent of the conditioning frame
-
-    def unconditional(self) -> "Conditioning":
-        """Without the image: its token and its latent are zero, the vector stays."""
-        return Conditioning(self.vector, np.zeros_like(self.crossattn), np.zeros_like(self.concat))
-
-
-KIND_OF_NDIM = {2: "vector", 3: "crossattn", 4: "concat"}
-
-
-class GeneralConditioner(nn.Cell):
-    """Runs every embedder on its input and concatenates the results by kind.
-
-    Args:
-        embedders: in the published order; vectors are concatenated in it.
-    """
-
-    def __init__(self, embedders: Sequence[nn.Cell]) -> None:
-        super().__init__()
-        self.embedders = nn.CellList(embedders)
-
-    @property
-    def input_keys(self) -> List[str]:
-        return [embedder.input_key for embedder in self.embedders]
-
-    def embed(
-        self, batch: Dict[str, np.ndarray], skip: Optional[Sequence[str]] = None, tile_size: int = 0
-    ) -> Dict[str, np.ndarray]:
-        """The conditioning of each kind, from host arrays to host arrays.
-
-        Args:
-            batch: `input_key` -> numbers (b,) or pixels (b, 3, H, W), range -1..1.
-            skip: input keys not to embed (whose results are cached).
-            tile_size: pixels that the autoencoder takes at once, up and across (:mod:`gm.networks.tiling`); 0 for any.
-
-        Raises:
-            KeyError: an embedder's input is missing.
-        """
-        parts: Dict[str, List[np.ndarray]] = {}
-        for embedder in self.embedders:
-            if skip and embedder.input_key in skip:
-                continue
-            value = batch[embedder.input_key].astype(np.float32)
-            prepare = getattr(embedder, "prepare", None)
-            value = prepare(value) if prepare else value
-            if hasattr(embedder, "downsampling"):
-                unit = embedder.downsampling
-                out = in_tiles(partial(_on_host, embedder), value, tile_size // unit, (unit, 1))
-            else:
-                out = _on_host(embedder, value)
-            parts.setdefault(KIND_OF_NDIM[out.ndim], []).append(out)
-        return {kind: np.concatenate(values, axis=1) for kind, values in parts.items()}
-
-    def condition(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Conditioning:
-        """All three kinds; see :meth:`embed`."""
-        return Conditioning(**self.embed(batch, tile_size=tile_size))
-
-
-def _on_host(embedder: nn.Cell, value: np.ndarray) -> np.ndarray:
-    return embedder(Tensor(value)).asnumpy().astype(np.float32)
-
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ConcatTimestepEmbedderND(nn.Cell):
+class Conditioning(NamedTuple):
+    """What the UNet is conditioned on (host arrays, fp32)."""
+
+    vector: np.ndarray  # (b, 768): embedded numbers, such as fps_id, motion_bucket_id and cond_aug
+    crossattn: np.ndarray  # (b, n, 1024): CLIP tokens
+    concat: np.ndarray  # (b, 4, h, w): latent of the conditioning image
+
+    def beside(self, x: np.ndarray) -> np.ndarray:
+        """Noisy latents, each with the image's latent behind its channels: what the UNet sees, sampling and training.
+
+        Args:
+            x: (b, t, c, h, w), multiplied by c_in.
+
+        Returns:
+            (b·t, c + 4, h, w).
+        """
+        b, t, _, h, w = x.shape
+        image = np.broadcast_to(self.concat[:, None], (b, t, *self.concat.shape[1:]))
+        return np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)  # b t c h w -> (b t) c h w
+
+    def without(self, token: np.ndarray, latent: np.ndarray) -> "Conditioning":
+        """Zeros for the CLIP tokens and for the latents of the chosen samples, both (b,); the vector stays."""
+        return Conditioning(
+            self.vector,
+            np.where(token[:, None, None], np.float32(0), self.crossattn),
+            np.where(latent[:, None, None, None], np.float32(0), self.concat),
+        )
+
+    def unconditional(self) -> "Conditioning":
+        """Without the image: its token and its latent are zero, the vector stays."""
+        every = np.ones(len(self.vector), bool)
+        return self.without(every, every)
+
+
+class Embedder(nn.Cell):
+    """Turns one named input into a part of the conditioning.
+
+    Attributes:
+        input_key: the input's name in a batch.
+        output: the field of :class:`Conditioning` that its result belongs to.
+        downsampling: pixels of the input to one of the result's; 0 where it is not an image's or cannot be tiled.
+    """
+
+    input_key: str
+    output: str
+    downsampling = 0
+
+    def prepare(self, value: np.ndarray) -> np.ndarray:
+        """From a batch's array, numbers (b,) or pixels (b, 3, H, W), range -1..1, to what the network takes."""
+        return value
+
+
+class ConcatTimestepEmbedderND(Embedder):
     """A sinusoidal embedding of one number.
 
     Args:
         outdim: width of the embedding (256).
         input_key: the number's name: fps_id, motion_bucket_id or cond_aug.
     """
+
+    output = "vector"
 
     def __init__(self, outdim: int, input_key: str) -> None:
         super().__init__()
@@ -100,7 +87,7 @@ class ConcatTimestepEmbedderND(nn.Cell):
 
 
 class FrozenOpenCLIPImageEmbedder(nn.Cell):
-    """The CLIP embedding of a picture.
+    """The CLIP embedding of an image.
 
     Args:
         model: the network.
@@ -119,6 +106,49 @@ class FrozenOpenCLIPImageEmbedder(nn.Cell):
         size = self.model.visual.image_size
         unit = (resize(pixels, size, size) + 1.0) / 2.0
         return ((unit - _per_channel(CLIP_MEAN)) / _per_channel(CLIP_STD)).astype(np.float32)
+
+
+class GeneralConditioner(nn.Cell):
+    """Runs every embedder on its input and concatenates the results by kind.
+
+    Args:
+        embedders: each an :class:`Embedder`, in the published order; vectors are concatenated in it.
+    """
+
+    def __init__(self, embedders: Sequence[nn.Cell]) -> None:
+        super().__init__()
+        self.embedders = nn.CellList(embedders)
+
+    def embed(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Dict[str, np.ndarray]:
+        """The conditioning of each kind that the batch has inputs for, from host arrays to host arrays.
+
+        Args:
+            batch: `input_key` -> numbers (b,) or pixels (b, 3, H, W), range -1..1; embedders without an input rest.
+            tile_size: pixels that the autoencoder takes at once, up and across (:mod:`gm.networks.tiling`); 0 for any.
+        """
+        parts: Dict[str, List[np.ndarray]] = {}
+        for embedder in self.embedders:
+            if embedder.input_key not in batch:
+                continue
+            value = embedder.prepare(batch[embedder.input_key].astype(np.float32))
+            if embedder.downsampling:
+                unit = embedder.downsampling
+                out = in_tiles(partial(_on_host, embedder), value, tile_size // unit, (unit, 1))
+            else:
+                out = _on_host(embedder, value)
+            parts.setdefault(embedder.output, []).append(out)
+        return {kind: np.concatenate(values, axis=1) for kind, values in parts.items()}
+
+    def condition(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Conditioning:
+        """All three kinds; see :meth:`embed`. Raises a KeyError if an embedder's input is missing."""
+        missing = {embedder.input_key for embedder in self.embedders} - set(batch)
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
+        return Conditioning(**self.embed(batch, tile_size))
+
+
+def _on_host(embedder: nn.Cell, value: np.ndarray) -> np.ndarray:
+    return embedder(Tensor(value)).asnumpy().astype(np.float32)
 
 
 def _per_channel(values: Tuple[float, float, float]) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from gm.errors import UserError
+from gm.errors import UserError, require
 from gm.networks.layers import Linear
 from gm.weights.lora_file import is_lora_name
 from gm.weights.parameters import set_parameter
@@ -76,21 +76,23 @@ def add_lora(
         UserError: rank or alpha out of range, no regular expression, or no linear layer with such a name.
     """
     alpha = float(rank) if alpha is None else alpha
-    if rank < 1:
-        raise UserError(f"{FLAG}rank is {rank}; it is 1 or more")
-    if not 0 < alpha < float("inf"):
-        raise UserError(f"{FLAG}alpha is {alpha}; it is above 0")
+    require(rank >= 1, f"{FLAG}rank", rank, "1 or more")
+    require(0 < alpha < float("inf"), f"{FLAG}alpha", str(alpha), "above 0")
     names = matching_layers(net, targets)
     rng = np.random.default_rng(seed)
     for parameter in net.get_parameters():
         parameter.requires_grad = False
     for name in names:
-        parent, _, child = name.rpartition(".")
-        layer = LoRALinear(_cell(net, name), rank, alpha)
-        _set_child(_cell(net, parent), child, layer)
+        layer = LoRALinear(net.get_sub_cell(name), rank, alpha)
+        path, _, child = name.rpartition(".")
+        parent = net.get_sub_cell(path)
+        if isinstance(parent, (nn.CellList, nn.SequentialCell)):
+            parent[int(child)] = layer
+        else:
+            setattr(parent, child, layer)
         limit = layer.in_features**-0.5
-        a = rng.uniform(-limit, limit, (rank, layer.in_features)).astype(np.float32)
-        _set_branch(layer, a, np.zeros((layer.out_features, rank), np.float32))
+        set_parameter(layer.lora_A.weight, rng.uniform(-limit, limit, (rank, layer.in_features)))
+        set_parameter(layer.lora_B.weight, np.zeros((layer.out_features, rank)))
     for name, parameter in net.parameters_and_names():
         parameter.name = name
     return names
@@ -119,21 +121,3 @@ def matching_layers(net: nn.Cell, targets: str) -> List[str]:
 def lora_parameters(net: nn.Cell) -> Dict[str, Parameter]:
     """Name → every A and B."""
     return {name: parameter for name, parameter in net.parameters_and_names() if is_lora_name(name)}
-
-
-def _set_branch(layer: LoRALinear, a: np.ndarray, b: np.ndarray) -> None:
-    set_parameter(layer.lora_A.weight, a)
-    set_parameter(layer.lora_B.weight, b)
-
-
-def _cell(net: nn.Cell, name: str) -> nn.Cell:
-    for part in filter(None, name.split(".")):
-        net = net[int(part)] if isinstance(net, (nn.CellList, nn.SequentialCell)) else getattr(net, part)
-    return net
-
-
-def _set_child(parent: nn.Cell, name: str, child: nn.Cell) -> None:
-    if isinstance(parent, (nn.CellList, nn.SequentialCell)):
-        parent[int(name)] = child
-    else:
-        setattr(parent, name, child)

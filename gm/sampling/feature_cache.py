@@ -18,9 +18,9 @@ class WithDeepFeatures(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, x, c_noise, context, vector, num_frames):
-        """As :meth:`modules.video_unet.VideoUNet.with_deep_features`."""
-        return self.network.with_deep_features(x, c_noise, context, vector, num_frames)
+    def construct(self, x, c_noise, context, vector):
+        """As :meth:`gm.networks.unet.UNet.with_deep_features`."""
+        return self.network.with_deep_features(x, c_noise, context, vector)
 
 
 class FromDeepFeatures(nn.Cell):
@@ -30,16 +30,16 @@ class FromDeepFeatures(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, deep, x, c_noise, context, vector, num_frames):
-        """As :meth:`modules.video_unet.VideoUNet.from_deep_features`."""
-        return self.network.from_deep_features(deep, x, c_noise, context, vector, num_frames)
+    def construct(self, deep, x, c_noise, context, vector):
+        """As :meth:`gm.networks.unet.UNet.from_deep_features`."""
+        return self.network.from_deep_features(deep, x, c_noise, context, vector)
 
 
 class FeatureCache:
     """A network that is evaluated in full every `interval`-th time.
 
     Args:
-        network: a :class:`modules.video_unet.VideoUNet`.
+        network: a :class:`gm.networks.unet.UNet`.
         interval: 2 or more.
     """
 

@@ -1,7 +1,8 @@
 """Losses of the image autoencoder and of the temporal decoder: absolute differences of pixels, edges and colours."""
 
-from typing import Tuple
+from typing import List, NamedTuple, Tuple
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
@@ -9,6 +10,21 @@ from gm.networks.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEng
 BLOCK = DOWNSAMPLING  # pixels
 RMS_FLOOR = 1e-8  # mean square, so that the root has a gradient where nothing is wrong
 COLOUR_SCALE = 2.0  # of a latent that stands for a mean colour in -1..1: a standard deviation of about 1
+
+
+class ReconstructionInputs(NamedTuple):
+    """One batch for :class:`AutoencoderLoss` or :class:`DecoderLoss` (host arrays, fp32)."""
+
+    frames: np.ndarray  # (b, t, 3, H, W), range -1..1
+    latents: np.ndarray  # unit Gaussian noise for the posterior, or what is decoded: (b·t, z, h, w), not scaled
+
+    def tensors(self) -> List[Tensor]:
+        """What the loss takes but for the loss scale."""
+        return [Tensor(array) for array in self]
+
+    def loss_sums(self, losses: np.ndarray) -> np.ndarray:
+        """Sum and number of the clips' losses (b,): (2, 1)."""
+        return np.array([[losses.sum()], [len(losses)]])
 
 
 class ReconstructionLoss(nn.Cell):
@@ -30,31 +46,20 @@ class ReconstructionLoss(nn.Cell):
 
     def construct(self, decoded: Tensor, frames: Tensor) -> Tensor:
         """Both (b, t, 3, H, W) -> (b,)."""
-        b, t = frames.shape[:2]
         error = decoded - frames
-        loss = self.mean(error)
+        loss = mean_size(error)
         if self.edge_weight:
-            edges = self.mean(error[..., 1:] - error[..., :-1]) + self.mean(error[..., 1:, :] - error[..., :-1, :])
-            if t > 1:
-                edges = edges + self.mean(error[:, 1:] - error[:, :-1])
+            edges = mean_size(error[..., 1:] - error[..., :-1]) + mean_size(error[..., 1:, :] - error[..., :-1, :])
+            if error.shape[1] > 1:
+                edges = edges + mean_size(error[:, 1:] - error[:, :-1])
             loss = loss + self.edge_weight * edges
         if self.colour_weight:
             blocks = block_means(error)
             next_channel = ops.cat((blocks[:, :, 1:], blocks[:, :, :1]), axis=2)
-            loss = loss + self.colour_weight * (self.mean(blocks) + self.mean(next_channel - blocks))
+            loss = loss + self.colour_weight * (mean_size(blocks) + mean_size(next_channel - blocks))
         if self.rms_weight:
-            loss = loss + self.rms_weight * ops.sqrt(ops.mean(ops.square(error).reshape(b, -1), 1) + RMS_FLOOR)
+            loss = loss + self.rms_weight * ops.sqrt(mean_of_clip(ops.square(error)) + RMS_FLOOR)
         return loss
-
-    def mean(self, error: Tensor) -> Tensor:
-        return ops.mean(ops.abs(error).reshape(error.shape[0], -1), 1)
-
-
-def block_means(x: Tensor) -> Tensor:
-    """(b, t, c, H, W) -> (b, t, c, H/8, W/8)."""
-    b, t, c, height, width = x.shape
-    blocks = x.reshape(b * t * c, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-    return blocks.mean(4).mean(2).reshape(b, t, c, height // BLOCK, width // BLOCK)
 
 
 class AutoencoderLoss(nn.Cell):
@@ -84,10 +89,10 @@ class AutoencoderLoss(nn.Cell):
 
     def construct(self, frames: Tensor, noise: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); noise: (b·t, z, h, w), unit Gaussian -> (a number, (b,))."""
-        b, t = frames.shape[:2]
+        b = frames.shape[0]
         mean, log_variance = ops.chunk(self.autoencoder.moments(frames.reshape(-1, *frames.shape[2:])), 2, axis=1)
         log_variance = ops.clamp(log_variance, -30.0, 20.0)
-        decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise, t)
+        decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise)
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
         losses = losses + self.kl_weight * ops.mean(divergence.reshape(b, -1), 1)
@@ -112,7 +117,23 @@ class DecoderLoss(nn.Cell):
 
     def construct(self, frames: Tensor, latents: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); latents: (b·t, z, h, w), not scaled -> (a number, (b,))."""
-        b, t = frames.shape[:2]
-        decoded = self.autoencoder.decode(latents, t)
+        decoded = self.autoencoder.decode(latents.reshape(frames.shape[:2] + latents.shape[1:]))
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
         return ops.mean(losses) * loss_scale, losses
+
+
+def mean_size(error: Tensor) -> Tensor:
+    """The mean absolute value of each clip: (b, …) -> (b,)."""
+    return mean_of_clip(ops.abs(error))
+
+
+def mean_of_clip(x: Tensor) -> Tensor:
+    """(b, …) -> (b,)."""
+    return ops.mean(x.reshape(x.shape[0], -1), 1)
+
+
+def block_means(x: Tensor) -> Tensor:
+    """(b, t, c, H, W) -> (b, t, c, H/8, W/8)."""
+    b, t, c, height, width = x.shape
+    blocks = x.reshape(b * t * c, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return blocks.mean(4).mean(2).reshape(b, t, c, height // BLOCK, width // BLOCK)

@@ -1,25 +1,60 @@
-"""Callbacks that every run has: a progress line, TensorBoard's curves, the configuration beside the checkpoints.
+"""Callbacks, which watch a run but may not end it (:func:`keep_training`), and those that every run has."""
 
-What a callback may not do is end the run: see :func:`keep_training`.
-"""
-
+import json
 import logging
-from contextlib import contextmanager
+import math
+import os
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, TextIO
 
 import yaml
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from gm.backend.memory import is_out_of_memory
 from gm.errors import UserError
-from gm.files import atomic_file, reason
-from gm.training.callbacks_base import Callback, TrainerView
-from gm.training.metrics_log import MetricsLog
+from gm.files import PathLike, atomic_file, reason
 
-CONFIG_NAME = "config"
+if TYPE_CHECKING:
+    from gm.training.trainer import Trainer
+
+CONFIG_NAME, METRICS_NAME = "config", "metrics.jsonl"
+LINE = "step {step} of {total}: loss {loss:.4f}, gradient {grad_norm:.3f}, lr {lr:.2e}, "
+LINE += "{samples_per_second:.3g} samples/s, {memory_gb:.2f} GB"
+RGB_CHANNELS = 3
+RETRY_SECONDS = 60.0  # after a failure to write TensorBoard's files
 
 logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """Watches a run; does nothing by default. Called in the process of rank 0 only.
+
+    It may use the trainer's `step`, `total_steps`, `output_dir`, `engine` and `averaged()`.
+    """
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step; `trainer.step` is where a resumed run goes on."""
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After each optimizer step.
+
+        Args:
+            step: optimizer steps done, from 1.
+            metrics: `loss`; `loss_sigma/LOW-HIGH` for each σ bucket that had a clip; `lr`; `grad_norm` (before
+                clipping); `loss_scale`; `skipped_updates` (so far); `epoch` (a fraction); `samples_per_second`;
+                `memory_gb` (this process's peak).
+        """
+
+    def on_validation(self, step: int, trainer: "Trainer") -> None:
+        """Every `validate_every` steps; samples with `trainer.engine` inside `with trainer.averaged():`."""
+
+    def on_end(self, step: int) -> None:
+        """After the last step, or when the run stops early."""
 
 
 @contextmanager
@@ -34,10 +69,8 @@ def keep_training(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        logger.warning("%s failed: %s; training goes on", what, error)
-    except OSError as error:
-        logger.warning("%s failed: %s; training goes on", what, reason(error))
+    except (OSError, UserError) as error:
+        logger.warning("%s failed: %s; training goes on", what, reason(error) if isinstance(error, OSError) else error)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -45,7 +78,7 @@ def keep_training(what: str) -> Iterator[None]:
 
 
 class ProgressLine(Callback):
-    """A line with the step, the loss and the time left; silent where standard error is no terminal.
+    """A line with step, loss, time left and, once there are any, skipped updates; silent without a terminal.
 
     Args:
         disable: hides it; None does where there is no terminal.
@@ -55,19 +88,11 @@ class ProgressLine(Callback):
         self._disable = disable
         self._bar: Optional[tqdm] = None
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Shows the line, from the step that the run goes on at."""
-        self._bar = tqdm(
-            total=trainer.total_steps,
-            initial=trainer.step,
-            desc="training",
-            unit="step",
-            disable=self._disable,
-            dynamic_ncols=True,
-        )
+    def on_start(self, trainer: "Trainer") -> None:
+        position = {"initial": trainer.step, "total": trainer.total_steps}
+        self._bar = tqdm(desc="training", unit="step", disable=self._disable, dynamic_ncols=True, **position)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Moves the line on; updates that were skipped are shown once there are any."""
         shown = {"loss": f"{metrics['loss']:.4f}", "lr": f"{metrics['lr']:.2e}"}
         if metrics.get("skipped_updates"):
             shown["skipped"] = f"{metrics['skipped_updates']:.0f}"
@@ -75,34 +100,123 @@ class ProgressLine(Callback):
         self._bar.update(step - self._bar.n)
 
     def on_end(self, step: int) -> None:
-        """Leaves the line as it is."""
         if self._bar is not None:
             self._bar.close()
 
 
-class TensorBoardScalars(Callback):
-    """Writes all metrics of every n-th step as curves.
+class LogLines(Callback):
+    """Logs every n-th step in one line.
 
     Args:
-        log: where to.
         every: n.
     """
 
-    def __init__(self, log: MetricsLog, every: int = 1) -> None:
-        self._log, self._every = log, every
+    def __init__(self, every: int) -> None:
+        self._every, self._total = every, 0
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Curves of a run that was killed go on where the resumed one does."""
-        self._log.start(trainer.step)
+    def on_start(self, trainer: "Trainer") -> None:
+        self._total = trainer.total_steps
+        logger.info("training from step %d to %d in %s", trainer.step, trainer.total_steps, trainer.output_dir)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes a point of each curve."""
         if step % self._every == 0:
-            self._log.scalars(step, metrics)
+            logger.info("%s", LINE.format(step=step, total=self._total, **metrics))
 
     def on_end(self, step: int) -> None:
-        """Closes the file."""
-        self._log.close()
+        logger.info("ended at step %d of %d", step, self._total)
+
+
+class MetricsFile(Callback):
+    """Appends every step's figures to `metrics.jsonl` in the run's folder: a JSON object a line, with its `step`.
+
+    A resumed run first removes the lines of steps after its checkpoint, which come again. A full disk loses lines, not
+    the run.
+    """
+
+    def __init__(self) -> None:
+        self._file: Optional[TextIO] = None
+
+    def on_start(self, trainer: "Trainer") -> None:
+        path = Path(trainer.output_dir) / METRICS_NAME
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(line for line in lines if _step(line) <= trainer.step), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, it stays open for the run
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with keep_training(f"writing {METRICS_NAME}"):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+
+    def on_end(self, step: int) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that a killed run left unfinished."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class TensorBoardLog(Callback):
+    """Writes all metrics as curves into TensorBoard event files; `tensorboard --logdir=FOLDER` shows them.
+
+    tensorboardX's own writer hands events to a thread that a full disk kills; then its queue fills, and the run hangs.
+    Here every event is written and flushed at once, so that a killed run keeps its curves. A failure to write is logged
+    once, events are dropped for a minute, then a new file is tried: with a full disk training goes on, and the curves
+    do when there is room again.
+
+    Args:
+        folder: where the files are; made with the first event.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = os.fspath(folder)
+        self._writer: Optional[EventsWriter] = None
+        self._files, self._failed, self._retry_at = 0, False, 0.0
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Tells TensorBoard to forget what a run that was killed wrote about later steps."""
+        self._write(Event(step=trainer.step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._write(Event(step=step, summary=Summary(value=points)))
+
+    def animation(self, step: int, name: str, gif: bytes, height: int, width: int) -> None:
+        """A moving picture, shown under Images; `gif` is the file's content."""
+        image = Summary.Image(height=height, width=width, colorspace=RGB_CHANNELS, encoded_image_string=gif)
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+
+    def on_end(self, step: int) -> None:
+        """Closes the file; a later event opens another one."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):  # what is left in its buffer could not be written before either
+                writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        if event.wall_time < self._retry_at:
+            return
+        try:
+            if self._writer is None:
+                os.makedirs(self.folder, exist_ok=True)
+                self._files += 1
+                self._writer = EventsWriter(os.path.join(self.folder, "events"), f".{os.getpid()}.{self._files}")
+            self._writer.write_event(event)
+            self._writer.flush()
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                problem = reason(error)
+                logger.warning("cannot write TensorBoard's files in %s: %s; training goes on", self.folder, problem)
+            self._failed, self._retry_at = True, event.wall_time + RETRY_SECONDS
+            self.on_end(event.step)
 
 
 class ConfigFile(Callback):
@@ -117,8 +231,7 @@ class ConfigFile(Callback):
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
-    def on_start(self, trainer: TrainerView) -> None:
-        """Writes the file, whole or not at all."""
+    def on_start(self, trainer: "Trainer") -> None:
         path = Path(trainer.output_dir) / f"{CONFIG_NAME}.yaml"
         with keep_training(f"saving {path}"):
             if path.exists() and path.read_text(encoding="utf-8") != self._text:

@@ -69,16 +69,11 @@ def connect(distributed: bool, shard_optimizer: bool, device: str) -> Communicat
 
     communication.init()
     rank, world_size = communication.get_rank(), communication.get_group_size()
-    ms.set_auto_parallel_context(**parallel_options(world_size, shard_optimizer))
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL,
+        device_num=world_size,
+        gradients_mean=True,
+        parameter_broadcast=False,
+        enable_parallel_optimizer=shard_optimizer,
+    )
     return Communicator(rank, world_size)
-
-
-def parallel_options(world_size: int, shard_optimizer: bool) -> dict:
-    """MindSpore's settings for data parallel training."""
-    return {
-        "parallel_mode": ms.ParallelMode.DATA_PARALLEL,
-        "device_num": world_size,
-        "gradients_mean": True,
-        "parameter_broadcast": False,
-        "enable_parallel_optimizer": shard_optimizer,
-    }

@@ -1,7 +1,8 @@
-"""AdamW (Loshchilov & Hutter 2019) with the semantics of PyTorch's: bias correction, decoupled weight decay.
+"""The optimizer, its learning rate over a run, and the average of the weights.
 
-MindSpore's fused kernel computes `p -= lr·(m / (√v + ε) + λ·p)`, without bias correction. With b1 = 1 - β1ᵗ and
-b2 = 1 - β2ᵗ, PyTorch's update is
+AdamW (Loshchilov & Hutter 2019) has the semantics of PyTorch's: bias correction and decoupled weight decay. MindSpore's
+fused kernel computes `p -= lr·(m / (√v + ε) + λ·p)`, without bias correction. With b1 = 1 - β1ᵗ and b2 = 1 - β2ᵗ,
+PyTorch's update is
 
     p -= η·λ·p + η/b1 · m / (√v/√b2 + ε)  =  lr·(m / (√v + ε·√b2) + η·λ/lr · p),   lr = η·√b2 / b1,
 
@@ -9,27 +10,73 @@ so the same kernel, given three other numbers, gives PyTorch's values, in place 
 """
 
 import math
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
-from gm.errors import UserError
+from gm.backend import operators
+from gm.errors import UserError, require
+from gm.weights.parameters import set_parameter
 
-FLAG = "--train.optimizer."
-FIRST_MOMENT, SECOND_MOMENT = "adam_m", "adam_v"
+CONSTANT, COSINE, POLYNOMIAL = SCHEDULES = ("constant", "cosine_decay", "polynomial_decay")
+FIRST_MOMENT, SECOND_MOMENT, AVERAGE = "adam_m", "adam_v", "average"  # what their tensors' names begin with
 
 _update = ops.MultitypeFuncGraph("adamw_update")
+_move = ops.MultitypeFuncGraph("ema_move")
 
 
-@_update.register("Function", *["Tensor"] * 10, "Bool")
-def _update_one(adamw, scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
+@_update.register(*["Tensor"] * 10, "Bool")
+def _update_one(scale, lr, beta1, beta2, eps, decay, parameter, first, second, gradient, owned):
     """One tensor's update; of a sharded optimizer, only on the device that owns the tensor."""
     if not owned:
         return True
-    return ops.depend(True, adamw(parameter, first, second, lr, beta1, beta2, eps, decay, gradient * scale))
+    update = operators.current.adamw
+    return ops.depend(True, update(parameter, first, second, gradient, scale, lr, beta1, beta2, eps, decay))
+
+
+@_move.register("Tensor", "Tensor", "Tensor")
+def _move_one(rate, average, parameter):
+    return ops.depend(True, operators.current.move_average(average, parameter, rate))
+
+
+class LearningRate:
+    """Rises linearly to `lr` in the first `warmup_steps` updates, then falls to `end_lr` at the last one.
+
+    Args:
+        name: constant (stays at lr), cosine_decay (half a cosine) or polynomial_decay.
+        lr: the highest rate.
+        end_lr: the last one of the decaying schedules, 0 to lr.
+        warmup_steps: updates until lr is reached.
+        power: of polynomial_decay; 1 is a straight line.
+        total_steps: updates in the whole run.
+
+    Raises:
+        UserError: an unknown name, or a value out of its range.
+    """
+
+    def __init__(self, name: str, lr: float, end_lr: float, warmup_steps: int, power: float, total_steps: int) -> None:
+        flag = "--train.scheduler."
+        if name not in SCHEDULES:
+            raise UserError(f"{flag}name: {name!r} is none of {', '.join(SCHEDULES)}")
+        require(0 < lr < math.inf, f"{flag}lr", lr, "above 0")
+        require(0 <= end_lr <= lr, f"{flag}end_lr", end_lr, f"0 to lr, {lr:g}")
+        require(warmup_steps >= 0, f"{flag}warmup_steps", warmup_steps, "0 or more")
+        require(0 < power < math.inf, f"{flag}power", power, "above 0")
+        self.name, self.lr, self.end_lr, self.power = name, lr, end_lr, power
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
+
+    def __call__(self, step: int) -> float:
+        """The rate of an update; the first is step 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.name == CONSTANT:
+            return self.lr
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - 1 - self.warmup_steps))
+        fall = (1 + math.cos(math.pi * progress)) / 2 if self.name == COSINE else (1 - progress) ** self.power
+        return self.end_lr + (self.lr - self.end_lr) * fall
 
 
 class AdamWOptions(NamedTuple):
@@ -40,17 +87,13 @@ class AdamWOptions(NamedTuple):
     weight_decay: float = 0.01
 
     def check(self) -> "AdamWOptions":
-        """Itself, if the numbers can be used.
-
-        Raises:
-            UserError: one is out of its range.
-        """
-        if len(self.betas) != 2 or not all(0 < beta < 1 for beta in self.betas):
-            raise UserError(f"{FLAG}betas is {list(self.betas)}; two numbers between 0 and 1 are expected")
-        if not 0 < self.eps < math.inf:
-            raise UserError(f"{FLAG}eps is {self.eps:g}; it is above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"{FLAG}weight_decay is {self.weight_decay:g}; it is 0 or more")
+        """Returns itself. Raises a UserError for a number out of its range."""
+        flag, betas = "--train.optimizer.", self.betas
+        require(
+            len(betas) == 2 and all(0 < beta < 1 for beta in betas), f"{flag}betas", list(betas), "two numbers in 0..1"
+        )
+        require(0 < self.eps < math.inf, f"{flag}eps", self.eps, "above 0")
+        require(0 <= self.weight_decay < math.inf, f"{flag}weight_decay", self.weight_decay, "0 or more")
         return self
 
 
@@ -72,19 +115,12 @@ class AdamW(nn.Optimizer):
         self.options = options
         self.first = self._moments(FIRST_MOMENT)
         self.second = self._moments(SECOND_MOMENT)
-        self.adamw = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
 
     def construct(self, gradients, scale, lr, beta1, beta2, eps, decay):
         """One update with `scale`·gradients by MindSpore's kernel; for the numbers see :meth:`numbers`."""
-        done = self.map(
-            ops.partial(_update, self.adamw, scale, lr, beta1, beta2, eps, decay),
-            self._parameters,
-            self.first,
-            self.second,
-            gradients,
-            self.optim_filter,
-        )
+        update = ops.partial(_update, scale, lr, beta1, beta2, eps, decay)
+        done = self.map(update, self._parameters, self.first, self.second, gradients, self.optim_filter)
         if self.use_parallel:
             done = self.broadcast_params(done)
         return done
@@ -92,19 +128,18 @@ class AdamW(nn.Optimizer):
     def update(self, gradients: Sequence[Tensor], scale: float, step: int, lr: float) -> None:
         """One update with `scale`·gradients; the first is step 1; lr 0 changes no parameter."""
         numbers = (scale, *self.numbers(step, lr))
-        if self.use_parallel or not in_place.possible():
+        if self.use_parallel or not operators.current.updates_from_host:
             self(ms.mutable(tuple(gradients)), *(Tensor(number, ms.float32) for number in numbers))
             return
         for tensors in zip(self._parameters, self.first, self.second, gradients):
-            in_place.adamw(*tensors, np.array(numbers, np.float32))
+            operators.current.adamw(*tensors, *numbers)
 
     def numbers(self, step: int, lr: float) -> Tuple[float, ...]:
         """The kernel's lr, β1, β2, ε and decay."""
         (beta1, beta2), eps, decay = self.options
         root = math.sqrt(1 - beta2**step)
-        kernel_lr = lr * root / (1 - beta1**step)
-        kernel_decay = decay * (1 - beta1**step) / root
-        return kernel_lr, beta1, beta2, eps * root, kernel_decay
+        bias = 1 - beta1**step
+        return lr * root / bias, beta1, beta2, eps * root, decay * bias / root
 
     def state(self) -> Dict[str, Parameter]:
         """`adam_m.NAME` and `adam_v.NAME` -> the moments of every tensor that this device owns."""
@@ -126,13 +161,78 @@ class AdamW(nn.Optimizer):
 
     def _all_moments(self) -> List[Tuple[Parameter, Parameter, bool]]:
         """Every moment, the parameter that it belongs to, and whether this device owns it."""
-        parameters, owned = [*self._parameters] * 2, [*self.optim_filter] * 2
-        return list(zip([*self.first, *self.second], parameters, owned))
+        return list(zip([*self.first, *self.second], [*self._parameters] * 2, [*self.optim_filter] * 2))
 
     def _moments(self, prefix: str) -> ms.ParameterTuple:
         """Zeros in the parameters' shapes; a single number for what another device owns."""
         shapes = [p.shape if owned else (1,) for p, owned in zip(self._parameters, self.optim_filter)]
-        moments = [ops.zeros(shape, ms.float32) for shape in shapes]
-        return ms.ParameterTuple(
-            [Parameter(m, f"{prefix}.{p.name}", requires_grad=False) for m, p in zip(moments, self._parameters)]
-        )
+        zeros = [Tensor(np.zeros(shape, np.float32)) for shape in shapes]
+        names = [f"{prefix}.{parameter.name}" for parameter in self._parameters]
+        return ms.ParameterTuple([Parameter(*pair, requires_grad=False) for pair in zip(zeros, names)])
+
+
+class WeightAverage(nn.Cell):
+    """average ← average + (1 - d)·(weights - average) after each update: what is sampled with (SVD: decay 0.9999).
+
+    The decay d is min(decay, (1 + n)/(10 + n)) at the n-th update (from 0), so that a short run's average is not the
+    weights that it started with (as in TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        parameters: what is trained; the average starts at their present values.
+        decay: 0 to 1, exclusive of 1.
+
+    Raises:
+        UserError: a decay out of its range.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.decay = checked_decay(decay)
+        self.parameters_ = ms.ParameterTuple(parameters)
+        self.averages = ms.ParameterTuple([_copy(parameter) for parameter in parameters])
+        self.map = ops.HyperMap()
+
+    def construct(self, rate):
+        """Moves the average towards the weights by `rate`."""
+        return self.map(ops.partial(_move, rate), self.averages, self.parameters_)
+
+    def update(self, updates: int) -> None:
+        """Moves the average towards the weights after `updates` updates before this one."""
+        if not operators.current.updates_from_host:
+            self(Tensor(self.rate(updates), ms.float32))
+            return
+        for average, parameter in zip(self.averages, self.parameters_):
+            operators.current.move_average(average, parameter, self.rate(updates))
+
+    def rate(self, updates: int) -> float:
+        """1 - d after `updates` updates before this one."""
+        return 1 - min(self.decay, (1 + updates) / (10 + updates))
+
+    def state(self) -> Dict[str, Parameter]:
+        """`average.NAME` -> the average."""
+        return {average.name: average for average in self.averages}
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside the block the network has the averaged weights, and the averages hold the network's."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters_, self.averages):
+            weights = np.array(parameter.asnumpy())
+            set_parameter(parameter, np.array(average.asnumpy()))
+            set_parameter(average, weights)
+
+
+def checked_decay(decay: float) -> float:
+    """Returns it. Raises a UserError if it is out of its range."""
+    require(0 <= decay < 1, "--train.ema_decay", decay, "0 (no average) to just below 1, such as 0.9999")
+    return decay
+
+
+def _copy(parameter: Parameter) -> Parameter:
+    return Parameter(Tensor(np.array(parameter.asnumpy())), f"{AVERAGE}.{parameter.name}", requires_grad=False)

@@ -5,24 +5,20 @@ loss scale) is decided on the host, the same way in graph and PyNative mode.
 """
 
 import math
-from contextlib import nullcontext
-from typing import ContextManager, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.backend import in_place
-from gm.backend.graph_loops import loops_in_graphs
-from gm.backend.kernel_fusion import fused_kernels_inside
+from gm.backend import operators
+from gm.errors import require
 from gm.training.distributed import Communicator
-from gm.training.ema import WeightAverage
-from gm.training.loss_scale import LossScale
-from gm.training.optim import AdamW
-from gm.training.recipes import Inputs
+from gm.training.optim import AdamW, WeightAverage
 
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 SQUARES_AT_ONCE = 64  # tensors
+SMALLEST, LARGEST = 1.0, 2.0**24  # loss scales
 
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _add = ops.MultitypeFuncGraph("add_gradients")
@@ -30,7 +26,7 @@ _add = ops.MultitypeFuncGraph("add_gradients")
 
 @_square_sum.register("Tensor")
 def _square_sum_one(gradient):
-    return ops.reduce_sum(ops.square(gradient))
+    return operators.current.square_sum(gradient)
 
 
 @_add.register("Tensor", "Tensor")
@@ -38,11 +34,76 @@ def _add_one(total, gradient):
     return total + gradient
 
 
+class Inputs(Protocol):
+    """One batch for a loss."""
+
+    def tensors(self) -> List[Tensor]:
+        """What the loss takes, in its order, but for the loss scale."""
+
+    def loss_sums(self, losses: np.ndarray) -> np.ndarray:
+        """Sums and numbers of the clips' losses (b,), (2, buckets); see :func:`gm.training.objective.mean_losses`."""
+
+
+class LossScale:
+    """The factor that keeps small fp16 gradients from vanishing: lowered when they overflow, raised when they do not.
+
+    As MindSpore's `DynamicLossScaler`, on the host: its state is plain numbers.
+
+    Args:
+        loss_scale_value: to start with.
+        scale_factor: what it is divided by after an overflow, and multiplied by after a window without.
+        scale_window: updates in a window.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    def __init__(self, loss_scale_value: float = 65536.0, scale_factor: float = 2.0, scale_window: int = 1000) -> None:
+        fits = SMALLEST <= loss_scale_value <= LARGEST
+        require(fits, "--LossScale.loss_scale_value", loss_scale_value, f"1 to {LARGEST:g}")
+        require(scale_factor > 1, "--LossScale.scale_factor", scale_factor, "above 1")
+        require(scale_window >= 1, "--LossScale.scale_window", scale_window, "1 or more")
+        self.value, self.factor, self.window = float(loss_scale_value), float(scale_factor), scale_window
+        self.finite_updates = 0  # in a row
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether a smaller scale may cure gradients that are not finite."""
+        return self.value > SMALLEST
+
+    def adjust(self, finite: bool) -> None:
+        """Takes note of an update's gradients."""
+        if not finite:
+            self.value, self.finite_updates = max(self.value / self.factor, SMALLEST), 0
+            return
+        self.finite_updates += 1
+        if self.finite_updates >= self.window:
+            self.value, self.finite_updates = min(self.value * self.factor, LARGEST), 0
+
+    def state(self) -> Dict[str, float]:
+        """What :meth:`restore` takes."""
+        return {"value": self.value, "finite_updates": self.finite_updates}
+
+    def restore(self, state: Dict[str, float]) -> None:
+        """Goes on where another one was."""
+        self.value, self.finite_updates = float(state["value"]), int(state["finite_updates"])
+
+
+class NoLossScale(LossScale):
+    """Always 1: fp32 needs none."""
+
+    def __init__(self) -> None:
+        super().__init__(loss_scale_value=SMALLEST)
+
+    def adjust(self, finite: bool) -> None:
+        """Nothing changes."""
+
+
 class Gradients(nn.Cell):
     """Forward and backward through the network, for the trained parameters only.
 
     Args:
-        loss: the network with its loss, as :class:`gm.training.loss.DiffusionLoss`.
+        loss: the network with its loss, as :class:`gm.training.objective.DiffusionLoss`.
         parameters: what is trained; nothing is computed or kept for the others.
     """
 
@@ -51,14 +112,7 @@ class Gradients(nn.Cell):
         self.gradients = ms.value_and_grad(loss, None, weights=ms.ParameterTuple(parameters), has_aux=True)
 
     def construct(self, *inputs):
-        """Loss and gradients.
-
-        Args:
-            inputs: what the loss takes, the loss scale last.
-
-        Returns:
-            The clips' losses (b,), and a tuple of gradients.
-        """
+        """What the loss takes, the loss scale last -> the clips' losses (b,), and a tuple of gradients."""
         (_, clip_losses), gradients = self.gradients(*inputs)
         return clip_losses, gradients
 
@@ -76,10 +130,7 @@ class Accumulation(nn.Cell):
 
 
 class SquareSums(nn.Cell):
-    """Every tensor's sum of squares.
-
-    The gradients are not handed on, for what a compiled network is given and returns, it copies.
-    """
+    """Every tensor's sum of squares; the gradients are not returned, since a graph copies its inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
@@ -93,7 +144,7 @@ class SquareSums(nn.Cell):
 class StepResult(NamedTuple):
     """What a step did."""
 
-    loss_sums: np.ndarray  # see gm.training.sigma_buckets, over all batches and devices
+    loss_sums: np.ndarray  # see Inputs.loss_sums, over all batches and devices
     grad_norm: float  # of the mean gradient, before clipping
     updated: bool  # False: something was not finite, and nothing was changed
     overflow: bool  # only the scaled gradients were not finite: the loss scale was lowered
@@ -131,9 +182,8 @@ class TrainStep:
     ) -> None:
         self.optimizer, self.average, self.loss_scale = optimizer, average, loss_scale
         self.communicator, self.clip_norm, self.drop_overflow_update = communicator, clip_norm, drop_overflow_update
-        self.updates = 0
+        self.updates, self.batches = 0, batches
         self._to_fuse = fuse_kernels
-        self.batches = batches
         self._gradients = Gradients(loss, parameters)
         self._accumulate = Accumulation()
         self._reduce = communicator.reducer(parameters)
@@ -142,7 +192,7 @@ class TrainStep:
     def __call__(self, batches: Sequence[Inputs], lr: float) -> StepResult:
         """One step over `batches` batches."""
         while True:
-            with loops_in_graphs(), self._compiling():
+            with operators.training(self._to_fuse):  # every graph is compiled by the end of the first update
                 gradients, result = self._mean_gradients(batches)
                 if result.updated:
                     self._update(gradients, result.grad_norm, lr)
@@ -150,10 +200,6 @@ class TrainStep:
             self.loss_scale.adjust(result.updated)
             if self.drop_overflow_update or not result.overflow:
                 return result
-
-    def _compiling(self) -> ContextManager[object]:
-        """Every graph is compiled by the end of the first update."""
-        return fused_kernels_inside(training=True) if self._to_fuse else nullcontext()
 
     def _mean_gradients(self, batches: Sequence[Inputs]) -> Tuple[Tuple[Tensor, ...], StepResult]:
         """Sums over the batches, averaged over the devices, still multiplied by the loss scale."""
@@ -171,9 +217,9 @@ class TrainStep:
         return gradients, StepResult(loss_sums, norm, finite, loss_finite and not finite and self.loss_scale.can_shrink)
 
     def _square_sum(self, gradients: Tuple[Tensor, ...]) -> float:
-        """Of all gradients together; a group at a time, for all squares at once are as large as the gradients."""
-        if in_place.possible():
-            return sum(map(in_place.square_sum, gradients))
+        """Of all gradients together, a group at a time, since all squares at once are as large as the gradients."""
+        if operators.current.updates_from_host:
+            return sum(map(operators.current.square_sum, gradients))
         starts = range(0, len(gradients), SQUARES_AT_ONCE)
         groups = [gradients[start : start + SQUARES_AT_ONCE] for start in starts]
         return sum(self._square_sums(ms.mutable(group)).asnumpy().astype(np.float64).sum() for group in groups)

@@ -1,10 +1,13 @@
 """The training loop: batches to updates, with checkpoints, validation and an end that loses nothing."""
 
 import logging
+import os
+import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, NamedTuple, Sequence
+from types import FrameType
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -12,16 +15,24 @@ from mindspore import Parameter, Tensor
 from gm.backend.memory import peak_memory_gb
 from gm.errors import UserError
 from gm.model import DiffusionEngine
-from gm.training.callbacks_base import Callback
-from gm.training.checkpoint_folder import CheckpointFolder
-from gm.training.lr_schedule import LearningRate
-from gm.training.random_streams import SampleRandom
-from gm.training.recipes import Inputs, Recipe
-from gm.training.sigma_buckets import mean_losses
-from gm.training.stop_signal import StopSignal
-from gm.training.train_step import StepResult, TrainStep
-from gm.training.training_state import WEIGHT, check_identity, read_numbers, read_tensors, write_checkpoint
-from gm.weights.weights_writer import WeightsWriter
+from gm.training.callbacks import Callback
+from gm.training.checkpoints import (
+    WEIGHT,
+    CheckpointFolder,
+    check_fingerprint,
+    read_numbers,
+    read_tensors,
+    write_checkpoint,
+)
+from gm.training.objective import SampleRandom, mean_losses
+from gm.training.optim import LearningRate
+from gm.training.train_step import Inputs, StepResult, TrainStep
+from gm.weights.parameters import WeightsWriter
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Batch = Mapping[str, np.ndarray]  # what the data set gives: column -> values with a batch axis
+Randoms = Sequence[SampleRandom]  # of the b clips of a batch
+Prepare = Callable[[Batch, Randoms], Inputs]  # from what the data set gives to what the loss takes
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Batches(NamedTuple):
     """This process's share of the training data."""
 
-    open: Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # all batches from a number on, over the epochs
+    open: Callable[[int], Iterator[Batch]]  # all batches from a number on, over the epochs
     per_epoch: int
     size: int  # samples in each
 
@@ -43,21 +54,57 @@ class Plan(NamedTuple):
     max_nonfinite: int  # steps in a row without a finite loss and gradient, after which the run stops
 
 
+class StopSignal:
+    """SIGTERM and Ctrl-C as a wish to stop, granted when the run's state can be saved.
+
+    Inside the block the first signal only sets `received`; a second one has its usual effect.
+
+    Attributes:
+        received: the signal's name, or "".
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._process = os.getpid()
+        self._before: Dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Optional[FrameType]) -> None:
+        self.__exit__()
+        if os.getpid() != self._process:  # a worker that was forked from the run's process
+            os.kill(os.getpid(), number)
+            return
+        self.received = signal.Signals(number).name
+        logger.warning("%s: saving a checkpoint after this step, then stopping; again stops at once", self.received)
+
+
 class Trainer:
-    """Trains until the last step or a signal; a :class:`gm.training.callbacks_base.TrainerView`.
+    """Trains until the last step or a signal.
+
+    Attributes:
+        step: optimizer steps done, of `total_steps`.
+        output_dir: the run's folder.
+        engine: its `network` stage holds the network that is trained; the other stages load on use and are released.
 
     Args:
         train_step: with the optimizer, the average and the loss scale.
         parameters: what is trained, by its name in the network.
-        engine: its network stage holds the network.
-        recipe: from batches to inputs.
+        engine: see above.
+        prepare: from batches to inputs.
         seed: of what it draws.
         batches: the data.
         schedule: the learning rate of every step.
         plan: when what happens.
         checkpoints: where.
         writer: of the weights for users.
-        identity: what the run is: settings that have to be the same when it is resumed.
+        fingerprint: settings that have to be the same when the run is resumed: flag -> value.
         callbacks: of rank 0; elsewhere none.
     """
 
@@ -66,33 +113,24 @@ class Trainer:
         train_step: TrainStep,
         parameters: Mapping[str, Parameter],
         engine: DiffusionEngine,
-        recipe: Recipe,
+        prepare: Prepare,
         seed: int,
         batches: Batches,
         schedule: LearningRate,
         plan: Plan,
         checkpoints: CheckpointFolder,
         writer: WeightsWriter,
-        identity: Mapping[str, Any],
+        fingerprint: Mapping[str, Any],
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.train_step, self.parameters, self.engine = train_step, dict(parameters), engine
-        self.recipe, self.seed, self.batches, self.schedule, self.plan = recipe, seed, batches, schedule, plan
-        self.checkpoints, self.writer, self.identity = checkpoints, writer, dict(identity)
+        self.prepare, self.seed, self.batches, self.schedule, self.plan = prepare, seed, batches, schedule, plan
+        self.checkpoints, self.writer, self.fingerprint = checkpoints, writer, dict(fingerprint)
         self.callbacks = tuple(callbacks)
         self.communicator = train_step.communicator
+        self.total_steps, self.output_dir = plan.total_steps, checkpoints.output_dir
         self.step = self.skipped = self.nonfinite = 0
         self._saved_step = -1
-
-    @property
-    def total_steps(self) -> int:
-        """Of the whole run."""
-        return self.plan.total_steps
-
-    @property
-    def output_dir(self) -> Path:
-        """The run's folder."""
-        return self.checkpoints.output_dir
 
     def averaged(self) -> ContextManager[None]:
         """Inside the block the network has the averaged weights, or its own where there is no average."""
@@ -138,19 +176,13 @@ class Trainer:
             except UserError as error:
                 logger.error("no checkpoint at step %d: %s; training goes on", self.step, error)
         if self.plan.validate_every and self.step % self.plan.validate_every == 0:
-            with self._saved_if_it_fails():
+            try:
                 for callback in self.callbacks:
                     callback.on_validation(self.step, self)
-
-    @contextmanager
-    def _saved_if_it_fails(self) -> Iterator[None]:
-        """An error in what only watches the run costs no step of it; with several processes, none can save alone."""
-        try:
-            yield
-        except Exception:
-            if self.communicator.world_size == 1 and self.step != self._saved_step:
-                self.save()
-            raise
+            except Exception:  # an error in what only watches costs no step; of several processes none can save alone
+                if self.communicator.world_size == 1 and self.step != self._saved_step:
+                    self.save()
+                raise
 
     def _inputs(self) -> Iterator[Inputs]:
         """What the network sees, from the present step on, without end."""
@@ -159,8 +191,8 @@ class Trainer:
         for batch in self.batches.open(number):
             epoch, in_epoch = divmod(number, self.batches.per_epoch)
             place = (in_epoch * world_size + rank) * self.batches.size
-            count = len(batch["fps_id"])
-            yield self.recipe(batch, [SampleRandom(self.seed, epoch, place + index) for index in range(count)])
+            count = len(next(iter(batch.values())))
+            yield self.prepare(batch, [SampleRandom(self.seed, epoch, place + index) for index in range(count)])
             number += 1
 
     def _stop_wanted(self, stop: StopSignal) -> bool:
@@ -204,7 +236,15 @@ class Trainer:
         tensors = self._tensors(self.train_step.optimizer.gathered())
         if self.communicator.rank == 0:
             path = self.checkpoints.path(self.step)
-            write_checkpoint(path, tensors, self._numbers(), self.writer)
+            numbers = {
+                "step": self.step,
+                "updates": self.train_step.updates,
+                "skipped": self.skipped,
+                "nonfinite": self.nonfinite,
+                "loss_scale": self.train_step.loss_scale.state(),
+                "identity": self.fingerprint,
+            }
+            write_checkpoint(path, tensors, numbers, self.writer)
             self.checkpoints.prune()
             logger.info("checkpoint %s", path)
         self._saved_step = self.step
@@ -216,7 +256,7 @@ class Trainer:
             UserError: it is of another run, or cannot be read.
         """
         numbers = read_numbers(path)
-        check_identity(path, numbers["identity"], self.identity)
+        check_fingerprint(path, numbers["identity"], self.fingerprint)
         optimizer = self.train_step.optimizer
         read_tensors(path, self._tensors(optimizer.state()), optimizer.shapes())
         self.step, self.skipped, self.nonfinite = (numbers[name] for name in ("step", "skipped", "nonfinite"))
@@ -229,13 +269,3 @@ class Trainer:
         average = self.train_step.average
         weights = {f"{WEIGHT}.{name}": parameter for name, parameter in self.parameters.items()}
         return {**weights, **moments, **({} if average is None else average.state())}
-
-    def _numbers(self) -> Dict[str, Any]:
-        return {
-            "step": self.step,
-            "updates": self.train_step.updates,
-            "skipped": self.skipped,
-            "nonfinite": self.nonfinite,
-            "loss_scale": self.train_step.loss_scale.state(),
-            "identity": self.identity,
-        }

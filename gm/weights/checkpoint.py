@@ -6,9 +6,8 @@ from pathlib import Path
 
 from gm.errors import UserError
 from gm.files import PathLike, reason
-from gm.weights.checkpoint_names import compare_names
 from gm.weights.ckpt_file import parse_ckpt
-from gm.weights.names import from_reference
+from gm.weights.names import compare_names, from_reference
 from gm.weights.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES, parse_safetensors, save_safetensors
 from gm.weights.tensor_source import DamagedFile, TensorInfo, TensorSource
 

@@ -28,7 +28,7 @@ TYPE_NAMES = {
 _DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
 _TEXT_TYPE = "str"  # a text entry: UTF-32 code units
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}  # protobuf wire types; bytes of those of fixed length
 _KEY_VALUE = _KEY_TAG = _KEY_DIM_PACKED = 1 << 3 | _BYTES
 _KEY_TENSOR = _KEY_TYPE = 2 << 3 | _BYTES
 _KEY_MAP_TENSOR = _KEY_CONTENT = 3 << 3 | _BYTES
@@ -55,8 +55,10 @@ def parse_ckpt(data, rename: Callable[[str], str] = str) -> Contents:
         if dtype == _TEXT_TYPE:
             metadata[tag] = data[slice(*extent)].decode("utf-32-le", errors="replace")
             continue
+        if dtype not in _DTYPES:
+            raise DamagedFile(f"{tag} has the element type {dtype!r}, which is not supported")
         name = rename(tag)
-        entry = TensorInfo(_dtype(dtype, tag), () if shape == (0,) and extent[0] < extent[1] else shape)
+        entry = TensorInfo(_DTYPES[dtype], () if shape == (0,) and extent[0] < extent[1] else shape)
         if name in info and (previous != tag or info[name] != entry):
             raise DamagedFile(f"two of its tensors have the same name, {name}")
         info[name] = entry
@@ -86,23 +88,24 @@ def write_ckpt(path: PathLike, info: Mapping[str, TensorInfo], read: Callable[[s
             raw = memoryview(read(name))
             if len(raw) != entry.num_bytes:
                 raise ValueError(f"{name}: {len(raw)} bytes given for {entry.num_bytes}")
-            for start in range(0, max(len(raw), 1), SLICE_BYTES):
-                piece = raw[start : start + SLICE_BYTES]
-                hashed = hasher.submit(digest.update, piece)  # beside the writing
-                file.write(_value_head(name, entry, len(piece)))
-                file.write(piece)
+            for part, head in _slices(name, entry):
+                hashed = hasher.submit(digest.update, raw[part])  # beside the writing
+                file.write(head)
+                file.write(raw[part])
                 hashed.result()
     return digest.hexdigest()
 
 
 def ckpt_bytes(info: Mapping[str, TensorInfo]) -> int:
     """The size of the file that :func:`write_ckpt` writes for these tensors."""
-    total = 0
-    for name, entry in info.items():
-        for start in range(0, max(entry.num_bytes, 1), SLICE_BYTES):
-            piece = min(SLICE_BYTES, entry.num_bytes - start)
-            total += len(_value_head(name, entry, piece)) + piece
-    return total
+    return sum(part.stop - part.start + len(head) for name in info for part, head in _slices(name, info[name]))
+
+
+def _slices(name: str, info: TensorInfo) -> Iterator[Tuple[slice, bytes]]:
+    """The values that a tensor is stored as: which of its bytes, and what stands before them."""
+    for start in range(0, max(info.num_bytes, 1), SLICE_BYTES):
+        stop = min(start + SLICE_BYTES, info.num_bytes)
+        yield slice(start, stop), _value_head(name, info, stop - start)
 
 
 def _value_head(name: str, info: TensorInfo, content_bytes: int) -> bytes:
@@ -125,12 +128,6 @@ def _varint(number: int) -> bytes:
     return bytes([*groups, number])
 
 
-def _dtype(type_name: str, tag: str) -> str:
-    if type_name not in _DTYPES:
-        raise DamagedFile(f"{tag} has the element type {type_name!r}, which is not supported")
-    return _DTYPES[type_name]
-
-
 def _parse_value(data, start: int, stop: int) -> Tuple[str, str, Tuple[int, ...], Extent]:
     """Tag, element type, shape and place of the data of one value."""
     tag, tensor = None, None
@@ -150,12 +147,11 @@ def _parse_tensor(data, start: int, stop: int) -> Tuple[str, Tuple[int, ...], Ex
     dims: List[int] = []
     type_name, extent = "", (stop, stop)
     for key, first, last in _fields(data, start, stop):
+        while key == _KEY_DIM_PACKED and first < last:
+            dim, first = _read_varint(data, first, last)
+            dims.append(dim)
         if key == _KEY_DIM:
             dims.append(first)
-        elif key == _KEY_DIM_PACKED:
-            while first < last:
-                dim, first = _read_varint(data, first, last)
-                dims.append(dim)
         elif key == _KEY_TYPE:
             type_name = data[first:last].decode(errors="replace")
         elif key == _KEY_CONTENT:
@@ -168,16 +164,14 @@ def _fields(data, start: int, stop: int) -> Iterator[Field]:
     while start < stop:
         key, start = _read_varint(data, start, stop)
         wire = key & 7
-        if wire == _VARINT:
+        if wire in (_VARINT, _BYTES):
             number, start = _read_varint(data, start, stop)
-            yield key, number, start
-            continue
-        if wire == _BYTES:
-            length, start = _read_varint(data, start, stop)
-        elif wire in (_FIXED32, _FIXED64):
-            length = 4 if wire == _FIXED32 else 8
-        else:
+            if wire == _VARINT:
+                yield key, number, start
+                continue
+        elif wire not in _FIXED:
             raise DamagedFile("it is not a MindSpore checkpoint")
+        length = number if wire == _BYTES else _FIXED[wire]
         if start + length > stop:
             raise DamagedFile(f"it is truncated or damaged: the field at byte {start} is cut off at byte {stop}")
         yield key, start, start + length

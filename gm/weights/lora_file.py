@@ -44,7 +44,7 @@ class LowRank(NamedTuple):
 
 
 class LoRA(NamedTuple):
-    """A LoRA file's content."""
+    """What a LoRA file holds."""
 
     path: Path
     layers: Dict[str, LowRank]  # by the published name of the layer, without `.weight`
@@ -57,14 +57,11 @@ class LoRA(NamedTuple):
             UserError: it was trained on another model: a summary on the first line, then every layer that the
                 checkpoint lacks or has in another shape.
         """
-        lines = []
-        for name, layer in self.layers.items():
-            shape = (len(layer.b), layer.a.shape[1])
-            there = info.get(name + WEIGHT)
-            if there is None:
-                lines.append(f"  missing: {name}{WEIGHT} {shape}")
-            elif there.shape != shape:
-                lines.append(f"  shape: {name}{WEIGHT} is {there.shape}, the LoRA is for {shape}")
+        shapes = {name + WEIGHT: (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
+        lines = [f"  missing: {name} {shape}" for name, shape in shapes.items() if name not in info]
+        for name, shape in shapes.items():
+            if name in info and info[name].shape != shape:
+                lines.append(f"  shape: {name} is {info[name].shape}, the LoRA is for {shape}")
         if lines:
             count = f"{len(lines)} of its {len(self.layers)} layers do not fit"
             raise UserError("\n".join([f"{self.path} is a LoRA of another model: {count}", *lines]))
@@ -76,7 +73,7 @@ def is_lora_name(name: str) -> bool:
 
 
 class LoRAWriter:
-    """Writes a trained LoRA alone (a :class:`gm.weights.weights_writer.WeightsWriter`).
+    """Writes a trained LoRA alone (a :class:`gm.weights.parameters.WeightsWriter`).
 
     Args:
         alpha: of all layers.
@@ -94,7 +91,7 @@ class LoRAWriter:
         return sum(FP32_BYTES * prod(shape) for shape in shapes.values())
 
     def write(self, folder: Path, values: Mapping[str, Callable[[], np.ndarray]], metadata: Mapping[str, str]) -> Path:
-        """Writes `folder/file_name`; see :meth:`gm.weights.weights_writer.WeightsWriter.write`."""
+        """Writes `folder/file_name`: values give A and B by their names in the network; metadata are text entries."""
         layers = {}
         for stem in [name[: -len(A)] for name in values if name.endswith(A)]:
             layers[self.prefix + stem] = LowRank(values[stem + A](), values[stem + B](), self.alpha)
@@ -153,11 +150,11 @@ def _check_names(source: TensorSource, stems: Iterable[str]) -> None:
         raise UserError(f"{source.path} is incomplete: there is no {missing[0]}; fetch or save it again")
 
 
-class MergedSource:
+class MergedSource(TensorSource):
     """A checkpoint with a LoRA merged into it: W + scale·(α/r)·B A, computed when a tensor is read.
 
-    To its users a :class:`gm.weights.tensor_source.TensorSource`. Merged tensors are new fp32 arrays, rounded once
-    from fp64; all others stay views of the memory map, which is never written to.
+    Merged tensors are new fp32 arrays, rounded once from fp64; all others stay views of the memory map, which is never
+    written to; `read_raw` gives what is stored.
 
     Args:
         source: the open checkpoint; this closes it.
@@ -170,27 +167,12 @@ class MergedSource:
 
     def __init__(self, source: TensorSource, lora: LoRA, scale: float = 1.0) -> None:
         lora.check(source.info)
-        self.source, self.scale = source, scale
-        self.path, self.info, self.metadata = source.path, source.info, source.metadata
+        super().__init__(source.path, source.mapping, source.contents)
+        self.scale = scale
         self.deltas = {name + WEIGHT: layer for name, layer in lora.layers.items()} if scale else {}
 
-    def __enter__(self) -> "MergedSource":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def read(self, name: str) -> np.ndarray:
-        """A tensor; see :meth:`gm.weights.tensor_source.TensorSource.read`."""
-        weight = self.source.read(name)
+        weight = super().read(name)
         if name not in self.deltas:
             return weight
         return (weight + self.scale * self.deltas[name].delta()).astype(np.float32)
-
-    def release(self, name: str) -> None:
-        """See :meth:`gm.weights.tensor_source.TensorSource.release`."""
-        self.source.release(name)
-
-    def close(self) -> None:
-        """Closes the checkpoint."""
-        self.source.close()

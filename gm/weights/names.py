@@ -1,12 +1,20 @@
-"""Parameter names: the published checkpoints' and the reference toolkit's, mapped onto each other.
+"""Parameter names: those of a configuration, those of a checkpoint, and those of the reference toolkit.
 
 The network's own names are the published ones (`…norm.weight`). The reference toolkit (mindone's `examples/svd`)
 stores the same tensors, unchanged, under MindSpore's customary names: `gamma` and `beta` for the weight and bias of a
 normalisation, `embedding_table` for an embedding's, and `conv3d` for the video decoder's last convolution.
-Both functions are pure, leave any other name as it is, and are each other's inverse on the published names.
+`to_reference` and `from_reference` leave any other name as it is and are each other's inverse on the published names.
 """
 
 import re
+from pathlib import Path
+from typing import Dict, Iterable, Mapping, Tuple, Union
+
+from gm.config.factory import load_model
+from gm.errors import UserError
+from gm.weights.tensor_source import TensorInfo
+
+Shape = Tuple[int, ...]
 
 # Every normalisation of the network: GroupNorm and LayerNorm, named or in a numbered sequence.
 _NORM = re.compile(r"(?P<layer>(?:^|\.)(?:norm\w*|ln_\w+|in_layers\.0|out_layers\.0|out\.0))\.(?P<kind>weight|bias)$")
@@ -15,6 +23,19 @@ _NORM_FROM_REFERENCE = {"gamma": "weight", "beta": "bias"}
 
 _EMBEDDING, _REFERENCE_EMBEDDING = "token_embedding.weight", "token_embedding.embedding_table"
 _TIME_CONV, _REFERENCE_TIME_CONV = "decoder.conv_out.time_mix_conv.", "decoder.conv_out.conv3d."
+
+# What names tell about a checkpoint: the first whose mark stands in any name is said.
+_KINDS = (
+    ("spatial_res_block", "a UNet in the diffusers layout; svd_tools/convert.py converts it"),
+    ("vision_model.encoder.", "an image encoder in the transformers layout; svd_tools/convert.py converts it"),
+    ("down_blocks.", "in the diffusers layout; svd_tools/convert.py converts a folder of it"),
+    ("lora_", "a LoRA, which goes on top of a checkpoint"),
+    ("moment1.", "a training state with the optimizer's moments, not the weights alone"),
+    ("adam_m.", "a training state with the optimizer's moments, not the weights alone"),
+)
+_PLAIN_DECODER = "first_stage_model.post_quant_conv.weight"
+_TIME_STACK = ".time_stack."
+_UNET = "model.diffusion_model."
 
 
 def to_reference(name: str) -> str:
@@ -35,3 +56,68 @@ def from_reference(name: str) -> str:
     if name.endswith(_REFERENCE_EMBEDDING):
         return name[: -len(_REFERENCE_EMBEDDING)] + _EMBEDDING
     return name.replace(_REFERENCE_TIME_CONV, _TIME_CONV)
+
+
+def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dict[str, Shape]:
+    """Published name -> shape of every parameter of the model that a YAML file defines, without memory for values."""
+    return load_model(config, flag=flag).parameter_shapes()
+
+
+def compare_names(wanted: Mapping[str, Shape], source_info: Mapping[str, TensorInfo], *, what: str) -> None:
+    """Checks that a checkpoint has exactly the wanted tensors.
+
+    Args:
+        wanted: the network's parameters, name → shape.
+        source_info: the checkpoint's tensors.
+        what: the checkpoint in the message, usually its path.
+
+    Raises:
+        UserError: a summary and a guess at the checkpoint's kind on the first line, then every missing, extra and
+            misshapen tensor on a line of its own.
+    """
+    missing = [name for name in wanted if name not in source_info]
+    extra = [name for name in source_info if name not in wanted]
+    misshapen = [name for name in wanted if name in source_info and source_info[name].shape != tuple(wanted[name])]
+    if not (missing or extra or misshapen):
+        return
+    counts = ((len(missing), "missing"), (len(extra), "extra"), (len(misshapen), "of another shape"))
+    summary = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+    lines = [f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; "
+             f"it seems to be {checkpoint_kind(source_info, wanted)}"]  # fmt: skip
+    lines += [f"  missing: {name} {tuple(wanted[name])}" for name in missing]
+    lines += [f"  extra: {name} {source_info[name].shape}" for name in extra]
+    lines += [f"  shape: {name} is {source_info[name].shape}, {tuple(wanted[name])} is wanted" for name in misshapen]
+    raise UserError("\n".join(lines))
+
+
+def checkpoint_kind(names: Iterable[str], wanted: Iterable[str]) -> str:
+    """What a checkpoint that does not fit seems to be, in words, judged by its names."""
+    have, want = set(names), set(wanted)
+    for mark, kind in _KINDS:
+        if any(mark in name for name in have - want):
+            return kind
+    prefix = _common_prefix(have, want)
+    if prefix:
+        return f"a checkpoint whose names all begin with {prefix!r}; save it without that prefix"
+    if _PLAIN_DECODER in have - want:
+        return "the *_image_decoder variant; use a configuration with the image decoder"
+    if _PLAIN_DECODER in want - have and have & want:
+        return "a checkpoint with the video decoder; use a configuration without the image decoder"
+    unet = [name for name in have if name.startswith(_UNET)]
+    if unet and not any(_TIME_STACK in name for name in unet):
+        return "an image model without temporal layers, such as Stable Diffusion"
+    if have and have <= {name for name in want if name.startswith(_UNET)}:
+        return "a UNet alone; svd_tools/convert.py --base adds it to a checkpoint"
+    if not have & want:
+        return "of another architecture: no tensor has a name that the network knows"
+    if have == want:
+        return "of the same architecture at another width"
+    return "an incomplete or altered checkpoint, or one of another configuration"
+
+
+def _common_prefix(have: Iterable[str], want: Iterable[str]) -> str:
+    """What stands before a wanted name in every name, if there is such a thing."""
+    first = next(iter(have), "")
+    ends = [name for name in want if first.endswith(f".{name}")]
+    prefix = first[: -len(max(ends, key=len))] if ends else ""
+    return prefix if all(name.startswith(prefix) for name in have) else ""

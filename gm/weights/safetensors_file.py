@@ -79,7 +79,9 @@ def write_safetensors(
         header = _header(info, order, {**metadata, DATA_SHA256: digest.hexdigest()})
         file.write(header)
         for name in order:
-            raw = _checked(read(name), info[name], name)
+            raw = read(name)
+            if len(raw) != info[name].num_bytes:
+                raise ValueError(f"{name}: {len(raw)} bytes given for {info[name].num_bytes}")
             hashed = hasher.submit(digest.update, raw)  # beside the writing
             file.write(raw)
             hashed.result()
@@ -129,9 +131,3 @@ def _header(info: Mapping[str, TensorInfo], order: list, metadata: Mapping[str, 
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)  # the data starts aligned
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def _checked(raw: Raw, info: TensorInfo, name: str) -> Raw:
-    if len(raw) != info.num_bytes:
-        raise ValueError(f"{name}: {len(raw)} bytes given for {info.num_bytes}")
-    return raw

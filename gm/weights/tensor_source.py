@@ -60,17 +60,16 @@ class TensorSource:
         path: the file.
         info: published name → :class:`TensorInfo`, in the file's order.
         metadata: the file's own text entries.
+        mapping, contents: the bytes, and the places of the tensors in them.
 
     Used as a context manager it closes itself. Arrays that were read stay valid after that: the file stays mapped
     until the last one is gone.
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents):
-        self.path = path
+        self.path, self.mapping, self.contents = path, mapping, contents
         self.info: Mapping[str, TensorInfo] = contents.info
         self.metadata: Mapping[str, str] = contents.metadata
-        self._extents = contents.extents
-        self._mapping = mapping
 
     def __enter__(self) -> "TensorSource":
         return self
@@ -90,21 +89,21 @@ class TensorSource:
 
     def read_raw(self, name: str) -> Raw:
         """A tensor's bytes as stored: a view of the memory map, or a copy of a tensor that is stored in pieces."""
-        view = memoryview(self._mapping)
-        pieces = [view[start:stop] for start, stop in self._extents[name]]
+        view = memoryview(self.mapping)
+        pieces = [view[start:stop] for start, stop in self.contents.extents[name]]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def release(self, name: str) -> None:
         """Lets the system take back the memory behind a tensor that was read; reading it again is still correct."""
-        for start, stop in self._extents[name]:
+        for start, stop in self.contents.extents[name]:
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             if hasattr(mmap, "MADV_DONTNEED") and stop - first >= mmap.PAGESIZE:
-                self._mapping.madvise(mmap.MADV_DONTNEED, first, stop - first)
+                self.mapping.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def close(self) -> None:
         """Unmaps the file now, or with the last array that was read from it."""
         with suppress(BufferError):  # arrays over the map are in use: the map goes with them
-            self._mapping.close()
+            self.mapping.close()
 
 
 def decode(raw: Raw, info: TensorInfo, what: str) -> np.ndarray:

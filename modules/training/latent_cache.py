@@ -16,39 +16,100 @@ data set's options, the number of draws and their distribution, and the encoders
 changes gives another name: a stale file is never read, and the next build makes what is missing.
 """
 
-import hashlib
 import inspect
 import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
+from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
-from gm.backend.runtime import eager
-from gm.errors import UserError
+from gm.backend.operators import inference
+from gm.errors import UserError, require
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
-from gm.model import DiffusionEngine, Stage
+from gm.model import DiffusionEngine
 from gm.networks.conditioner import GeneralConditioner
+from gm.training.objective import SampleRandom
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from modules.training.cached_dataset import CachedDataset
+from modules.conditioning import CLEAN_FRAME, NOISED_FRAME, conditioning_inputs, encode_frames
+from modules.training.fingerprint import NOT_OF_CONTENT, digest, encoder_fingerprint
 
 FLAG = "--train.latent_cache."
 FORMAT = 1  # raised when the content of the files changes its meaning
 COND_STREAM = 2  # keeps these random numbers apart from others drawn from the same seed
-FRAMES_KEY, CLEAN_KEY = "cond_frames", "cond_frames_without_noise"  # inputs of the two embedders that are run
-NOT_OF_CONTENT = ("data_dir", "metadata", "max_broken_share")  # options that do not change what a clip looks like
 KEY_DIGITS = 32
-COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100  # of a frame at most; to be encoded at least
+# Where starting the operators takes as long as running them, encoding is compiled: pixels of a frame, clips to encode.
+COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100
 SUFFIX, BROKEN_SUFFIX = ".safetensors", ".broken"
 MAX_NAMES = 10
 
 logger = logging.getLogger(__name__)
+
+
+class CachedDataset:
+    """One encoded clip of each video per epoch, in the place of :class:`data.video_dataset.VideoDataset`.
+
+    Args:
+        rows: of the CSV file, one for each video; those that are broken are left out.
+        paths: for each video the files of its windows, at least one.
+        draws: of conditioning noise in each file.
+
+    Attributes:
+        columns: names of what :meth:`read` returns.
+    """
+
+    columns = (
+        "latents", "clip_token", "cond_latent", "cond_aug", "fps_id", "motion_bucket_id", "video", "start",
+    )  # fmt: skip
+    num_broken = 0  # what is broken was left out when the cache was built
+
+    def __init__(self, rows: List[VideoRow], paths: Sequence[List[Path]], draws: int) -> None:
+        self.rows, self._paths, self._draws = rows, paths, draws
+
+    def __len__(self) -> int:
+        """Number of samples in an epoch."""
+        return len(self.rows)
+
+    def sample(self, epoch: int, index: int) -> Dict[str, np.ndarray]:
+        """Sample `index` of an epoch: a pure function of both.
+
+        Returns:
+            latents: float32 (t, 4, h, w), multiplied by the scale factor.
+            clip_token: float32 (1, c).
+            cond_latent: float32 (4, h, w), of the noised first frame, not multiplied by the scale factor.
+            cond_aug: float32, the standard deviation of that noise.
+            fps_id: float32, what the model is conditioned on.
+            motion_bucket_id, video, start: as in a VideoDataset; the motion bucket is the CSV's of today.
+
+        Raises:
+            UserError: the file is gone or damaged.
+        """
+        return dict(zip(self.columns, self.read(epoch, index)))
+
+    def read(self, epoch: int, index: int) -> Tuple[np.ndarray, ...]:
+        """As :meth:`sample`, in the order of `columns`."""
+        rounds, window = divmod(epoch, len(self._paths[index]))
+        draw = rounds % self._draws
+        with open_checkpoint(self._paths[index][window]) as source:
+            return (
+                np.array(source.read("latents")),
+                np.array(source.read("clip_token")),
+                np.array(source.read("cond_latents")[draw]),
+                np.float32(source.read("cond_augs")[draw]),
+                np.float32(source.read("fps_id")),
+                np.float32(self.rows[index].motion_bucket_id),
+                np.int32(index),
+                np.int32(source.read("start")),
+            )
+
+    def collate(self, rows: Sequence[Tuple[np.ndarray, ...]]) -> Dict[str, np.ndarray]:
+        """What :meth:`read` returned for several samples, as one batch: each value of `sample` with a batch axis."""
+        return {name: np.stack(column) for name, column in zip(self.columns, zip(*rows))}
 
 
 class Clip(NamedTuple):
@@ -58,11 +119,7 @@ class Clip(NamedTuple):
     window: int  # the epoch whose sample it is
     identity: Dict[str, Any]  # all that its content depends on
     path: Path  # its file
-
-    @property
-    def broken_mark(self) -> Path:
-        """The file that says that the video cannot be read there."""
-        return self.path.with_suffix(BROKEN_SUFFIX)
+    broken_mark: Path  # the file that says that the video cannot be read there
 
 
 class LatentCache:
@@ -90,8 +147,7 @@ class LatentCache:
         draws: int = 8,
     ) -> None:
         for name, value in (("windows", windows), ("draws", draws)):
-            if value < 1:
-                raise UserError(f"{FLAG}{name} is {value}; it is 1 or more")
+            require(value >= 1, FLAG + name, value, "1 or more")
         self.folder = make_output_dir(folder, f"{FLAG}folder")
         self.dataset = VideoDataset(**dataset_args)
         self.engine, self.cond_aug, self.draws = engine, tuple(cond_aug), draws
@@ -114,7 +170,7 @@ class LatentCache:
         Needs the conditioner's weights; they are released at the end.
 
         Args:
-            chunk_size: pictures that the autoencoder encodes together.
+            chunk_size: images that the autoencoder encodes together.
             rank, world_size: this process makes every world_size-th clip; all have to be done before `open`.
 
         Raises:
@@ -125,19 +181,18 @@ class LatentCache:
         logger.info("latent cache %s: %d of %d clips are to be encoded", self.folder, len(missing), len(share))
         if not missing:
             return
+        small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
+        compiled = small and len(missing) >= COMPILED_CLIPS  # if that is the program's mode
         try:
-            with self.engine.conditioner as conditioner, self._mode(len(missing)):
-                for number, (clip, row) in enumerate(self._rows(missing)):
+            with self.engine.conditioner as conditioner, inference(None if compiled else False):
+                for clip, row in self._rows(missing):
                     self._write(conditioner, clip, row, chunk_size)
-                    if number == 0:
-                        self._require_room(clip, len(missing) - 1)
+                    if clip is missing[0] and clip.path.exists():
+                        count = len(missing) - 1
+                        more = f"{count} more clips of the latent cache"
+                        require_free_space(self.folder, count * clip.path.stat().st_size, more)
         finally:
             self.engine.conditioner.release()
-
-    def _mode(self, num_clips: int) -> ContextManager[None]:
-        """Compiled, if that is the program's mode, where starting the operators takes as long as running them."""
-        small = self.settings["height"] * self.settings["width"] <= COMPILED_PIXELS
-        return nullcontext() if small and num_clips >= COMPILED_CLIPS else eager()
 
     def open(self) -> CachedDataset:
         """The clips as a data set.
@@ -172,8 +227,9 @@ class LatentCache:
             video = {"video": row.path, "bytes": file.st_size, "changed_ns": file.st_mtime_ns, "length": row.length}
             for window in range(windows):
                 identity = {**self.settings, **video, "index": index, "window": window}
-                key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
-                clips.append(Clip(index, window, identity, self.folder / key[:2] / (key + SUFFIX)))
+                key = digest(identity)[:KEY_DIGITS]
+                path = self.folder / key[:2] / (key + SUFFIX)
+                clips.append(Clip(index, window, identity, path, path.with_suffix(BROKEN_SUFFIX)))
         return clips
 
     def _rows(self, clips: Sequence[Clip]) -> Iterator[Tuple[Clip, Tuple[np.ndarray, ...]]]:
@@ -194,33 +250,26 @@ class LatentCache:
                 temporary.write_text(json.dumps(clip.identity))
             return
         frames = sample["frames"]
-        cond_augs, noised = self._noised(frames[0], clip)
-        latents, cond_latents = np.split(
-            _encode(conditioner, np.concatenate([frames, noised]), chunk_size), [len(frames)]
-        )
+        inputs = self._noised(frames[0], clip, sample["fps"], sample["motion_bucket_id"])
+        latents = encode_frames(conditioner, np.concatenate([frames, inputs[NOISED_FRAME]]), chunk_size)
         tensors = {
-            "latents": latents * np.float32(self.engine.scale_factor),
-            "clip_token": _embed(conditioner, CLEAN_KEY, frames[:1])["crossattn"][0],
-            "cond_latents": cond_latents,
-            "cond_augs": cond_augs,
-            "fps_id": sample["fps_id"],
+            "latents": latents[: len(frames)] * np.float32(self.engine.scale_factor),
+            "clip_token": conditioner.embed({CLEAN_FRAME: frames[:1]})["crossattn"][0],
+            "cond_latents": latents[len(frames) :],
+            "cond_augs": inputs["cond_aug"],
+            "fps_id": inputs["fps_id"][0],
             "start": sample["start"],
         }
-        tensors = {name: np.asarray(value) for name, value in tensors.items()}
-        save_safetensors(clip.path, tensors, {"identity": json.dumps(clip.identity)})
+        arrays = {name: np.asarray(value) for name, value in tensors.items()}
+        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.identity)})
         clip.broken_mark.unlink(missing_ok=True)
 
-    def _noised(self, frame: np.ndarray, clip: Clip) -> Tuple[np.ndarray, np.ndarray]:
-        """The draws for a clip: cond_aug (n,), and the frame (3, h, w) with noise, (n, 3, h, w)."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(COND_STREAM, clip.window, clip.video))
-        rng = np.random.default_rng(sequence)
+    def _noised(self, frame: np.ndarray, clip: Clip, fps: float, motion_bucket_id: float) -> Dict[str, np.ndarray]:
+        """The conditioner's inputs for each draw of conditioning noise for a clip, from its first frame (3, h, w)."""
+        rng = SampleRandom(self.seed, clip.window, clip.video).stream(COND_STREAM)
         cond_augs = rng.lognormal(*self.cond_aug, self.draws).astype(np.float32)
         noise = rng.standard_normal((self.draws, *frame.shape), np.float32)
-        return cond_augs, frame + cond_augs[:, None, None, None] * noise
-
-    def _require_room(self, clip: Clip, count: int) -> None:
-        if clip.path.exists():
-            require_free_space(self.folder, count * clip.path.stat().st_size, f"{count} more clips of the latent cache")
+        return conditioning_inputs(np.broadcast_to(frame, noise.shape), noise, fps, motion_bucket_id, cond_augs)
 
     def _changes(self, clip: Clip) -> str:
         """What distinguishes a missing clip from one that is there, in words; "" where there is none."""
@@ -230,30 +279,6 @@ class LatentCache:
             return ""
         with open_checkpoint(there) as source:
             other = json.loads(source.metadata.get("identity", "{}"))
-        names = [name for name in self.settings if other.get(name) != self.settings[name]]
-        if names:
-            return f"; the clips there were made with other {', '.join(names)}"
-        return f"; {clip.identity['video']} is new or changed, or the rows of the CSV moved"
-
-
-def encoder_fingerprint(stage: Stage) -> str:
-    """The SHA-256 of the conditioner's configuration and of the weights that it uses, in hexadecimal."""
-    digest = hashlib.sha256(json.dumps(stage.build.node, sort_keys=True).encode())
-    with open_checkpoint(stage.path) as source:
-        for name in stage.shapes():
-            if stage.needed is None or stage.needed(name[len(stage.prefix) :]):
-                info = source.info[name]
-                digest.update(f"{name} {info.dtype} {info.shape}".encode())
-                digest.update(source.read_raw(name))
-                source.release(name)
-    return digest.hexdigest()
-
-
-def _encode(conditioner: GeneralConditioner, pictures: np.ndarray, chunk_size: int) -> np.ndarray:
-    """(n, 3, H, W), range -1..1 -> the mode of their latents (n, 4, H/8, W/8), not multiplied by the scale factor."""
-    chunks = [pictures[start : start + chunk_size] for start in range(0, len(pictures), chunk_size)]
-    return np.concatenate([_embed(conditioner, FRAMES_KEY, chunk)["concat"] for chunk in chunks])
-
-
-def _embed(conditioner: GeneralConditioner, key: str, pictures: np.ndarray) -> Dict[str, np.ndarray]:
-    return conditioner.embed({key: pictures}, skip=[other for other in conditioner.input_keys if other != key])
+        names = ", ".join(name for name in self.settings if other.get(name) != self.settings[name])
+        changed = f"{clip.identity['video']} is new or changed, or the rows of the CSV moved"
+        return f"; the clips there were made with other {names}" if names else f"; {changed}"

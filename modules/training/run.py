@@ -11,31 +11,22 @@ import numpy as np
 
 from data.dataloader import make_dataloader
 from data.video_dataset import VideoDataset
-from gm.backend.kernel_fusion import suitable
-from gm.backend.runtime import Runtime
 from gm.config.factory import load_config, load_model
 from gm.errors import UserError
 from gm.model import DiffusionEngine
 from gm.networks.precision import amp_dtype
-from gm.training.callbacks import ConfigFile, ProgressLine, TensorBoardScalars
-from gm.training.callbacks_base import Callback
-from gm.training.checkpoint_folder import CheckpointFolder
-from gm.training.conditioning_dropout import ConditioningDropout
+from gm.training.callbacks import Callback, ConfigFile, LogLines, MetricsFile, ProgressLine, TensorBoardLog
+from gm.training.checkpoints import CheckpointFolder
 from gm.training.distributed import Communicator
-from gm.training.ema import WeightAverage, checked_decay
-from gm.training.log_lines import LogLines, MetricsFile
-from gm.training.loss_scale import LossScale, NoLossScale
-from gm.training.lr_schedule import LearningRate
-from gm.training.metrics_log import MetricsLog
-from gm.training.optim import AdamW, AdamWOptions
-from gm.training.train_step import TrainStep
-from gm.training.trainer import Batches, Plan, Trainer
-from modules.training.cached_dataset import CachedDataset
-from modules.training.fingerprint import run_identity
-from modules.training.initial_weights import write_initial_weights
-from modules.training.latent_cache import LatentCache
+from gm.training.objective import ConditioningDropout
+from gm.training.optim import AdamW, AdamWOptions, LearningRate, WeightAverage, checked_decay
+from gm.training.train_step import LossScale, NoLossScale, TrainStep
+from gm.training.trainer import Batch, Batches, Plan, Trainer
+from gm.weights.safetensors_file import save_safetensors
+from modules.training.fingerprint import run_fingerprint
+from modules.training.latent_cache import CachedDataset, LatentCache
 from modules.training.options import TrainingOptions, pick
-from modules.training.stages import LEARNING, Learning, cond_aug_distribution, sigma_distribution
+from modules.training.stages import TrainingStage, build_stage, distributions
 from modules.training.validation import ValidationVideos
 
 INITIAL_WEIGHTS = "initial.safetensors"
@@ -47,13 +38,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def training_run(
-    options: TrainingOptions, svd_config: Path, runtime: Runtime, communicator: Communicator, config: Mapping[str, Any]
+    options: TrainingOptions, svd_config: Path, communicator: Communicator, config: Mapping[str, Any]
 ) -> Iterator[Trainer]:
     """A trainer for the options, resumed if they ask for it; inside the block no other run may use its folder.
 
     Args:
         svd_config: YAML file of the model.
-        runtime: the device and mode.
         communicator: the processes that train together.
         config: all options, resolved, to be saved beside the checkpoints.
 
@@ -68,25 +58,25 @@ def training_run(
         VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
         check_numbers(options)
         callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
-        engine.fuse_kernels = options.environment.fuse_kernels
+        engine.backend = {"fuse_kernels": options.environment.fuse_kernels}
         weights = attach_weights(engine, options, communicator)
         dataset = open_dataset(options, dataset_args, engine, communicator)
-        amp = amp_level(options, runtime)
-        learning = LEARNING[options.run.stage](engine, options, amp)
+        amp = amp_level(options)
+        stage = build_stage(engine, options, amp)
         batches, steps = plan_batches(options, dataset, communicator)
         model = load_config(svd_config, flag="--svd_config")["model"]
         trainer = Trainer(
-            build_step(learning, options, amp, communicator, steps),
-            learning.trainables.parameters,
+            build_step(stage, options, amp, communicator, steps),
+            stage.parameters,
             engine,
-            learning.recipe,
+            stage.prepare,
             options.environment.seed,
             batches,
             LearningRate(**pick(options.scheduler), total_steps=steps),
             Plan(steps, options.run.checkpoint_every, options.validation.every, options.run.max_nonfinite),
             checkpoints,
-            learning.trainables.writer,
-            run_identity(options, model, weights, dataset.rows, communicator.world_size, amp),
+            stage.writer,
+            run_fingerprint(options, model, weights, dataset.rows, communicator.world_size, amp),
             callbacks,
         )
         if resume is not None:
@@ -101,8 +91,7 @@ def check_numbers(options: TrainingOptions) -> None:
     LossScale(**pick(options.loss_scale))
     ConditioningDropout(**pick(options.dropout)).check()
     checked_decay(options.run.ema_decay)
-    sigma_distribution(options)
-    cond_aug_distribution(options)
+    distributions(options)
 
 
 def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicator: Communicator) -> Path:
@@ -120,6 +109,20 @@ def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicat
     engine.attach(path, ms.float32, offload=True)
     engine.network.offload = False
     return path
+
+
+def write_initial_weights(engine: DiffusionEngine, path: Path, seed: int) -> None:
+    """Writes the whole model's initial values as a checkpoint under the published names.
+
+    The last layer of every residual branch is zero, norms are the identity, all else is uniform in ±1/√fan-in. The same
+    seed gives the same file.
+    """
+    tensors: Dict[str, np.ndarray] = {}
+    for stage in engine.stages:
+        ms.set_seed(seed)
+        for name, parameter in stage.build().parameters_and_names():
+            tensors[stage.prefix + name] = parameter.asnumpy()
+    save_safetensors(path, tensors, {"initialised_with_seed": str(seed)})
 
 
 def open_dataset(
@@ -157,7 +160,7 @@ def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communica
         )
     steps = min(steps, options.run.max_steps or steps)
 
-    def open_batches(number: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def open_batches(number: int) -> Iterator[Batch]:
         epoch, first = divmod(number, per_epoch)
         last = (steps * accumulation - 1) // per_epoch
         return iter(loader(epoch=epoch, start_batch=first, epochs=last + 1 - epoch))
@@ -166,13 +169,15 @@ def plan_batches(options: TrainingOptions, dataset: Any, communicator: Communica
 
 
 def build_step(
-    learning: Learning, options: TrainingOptions, amp: str, communicator: Communicator, steps: int
+    stage: TrainingStage, options: TrainingOptions, amp: str, communicator: Communicator, steps: int
 ) -> TrainStep:
     """The optimizer step of a run of so many steps."""
-    parameters = list(learning.trainables.parameters.values())
-    settings = options.settings
+    parameters = list(stage.parameters.values())
+    settings, fuse = options.settings, options.environment.fuse_kernels
+    if fuse is None:  # the same for a run and for its resumption, because the losses' last digits depend on it
+        fuse = options.run.stage == "unet" and steps >= STEPS_TO_FUSE
     return TrainStep(
-        learning.loss,
+        stage.loss,
         parameters,
         AdamW(parameters, adamw_options(options)),
         WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
@@ -181,7 +186,7 @@ def build_step(
         settings.gradient_accumulation_steps,
         settings.clip_norm if settings.clip_grad else None,
         settings.drop_overflow_update,
-        fuse_kernels(options, steps),
+        fuse,
     )
 
 
@@ -191,28 +196,19 @@ def adamw_options(options: TrainingOptions) -> AdamWOptions:
     return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
 
 
-def fuse_kernels(options: TrainingOptions, steps: int) -> bool:
-    """Whether to build fused kernels; the same for a run and for its resumption, for the losses' last digits."""
-    if options.environment.fuse_kernels is not None:
-        return options.environment.fuse_kernels
-    return suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
-
-
-def amp_level(options: TrainingOptions, runtime: Runtime) -> str:
+def amp_level(options: TrainingOptions) -> str:
     """O0 or O2. The autoencoder is always trained in fp32: in fp16 its activations overflow."""
-    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level, runtime.device) == ms.float16
+    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level) == ms.float16
     return "O2" if half else "O0"
 
 
 def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List[Callback]:
     """Those of rank 0."""
-    log = MetricsLog(Path(options.run.output_dir) / TENSORBOARD)
-    callbacks = [
-        ConfigFile(config), ProgressLine(), LogLines(options.run.log_every), MetricsFile(), TensorBoardScalars(log),
-    ]  # fmt: skip
+    log = TensorBoardLog(Path(options.run.output_dir) / TENSORBOARD)
+    callbacks = [ConfigFile(config), ProgressLine(), LogLines(options.run.log_every), MetricsFile(), log]
     validation = pick(options.validation)
     if validation.pop("every"):
         clips = options.dataset
-        callbacks.append(ValidationVideos(num_frames=clips["frames"], height=clips["height"], width=clips["width"],
-                                          **validation, log=log))  # fmt: skip
+        size = {"num_frames": clips["frames"], "height": clips["height"], "width": clips["width"]}
+        callbacks.append(ValidationVideos(**size, **validation, log=log))
     return callbacks

@@ -14,9 +14,8 @@ from data.image_reader import find_images, fit_image, read_image
 from data.video_writer import write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine
-from gm.training.callbacks import keep_training
-from gm.training.callbacks_base import Callback, TrainerView
-from gm.training.metrics_log import MetricsLog
+from gm.training.callbacks import Callback, TensorBoardLog, keep_training
+from gm.training.trainer import Trainer
 from modules.pipeline import draw_noise, generate, to_frames, to_pixels
 from modules.training.options import ValidationOptions
 
@@ -51,7 +50,7 @@ class ValidationVideos(Callback):
         num_frames: int,
         height: int,
         width: int,
-        log: Optional[MetricsLog] = None,
+        log: Optional[TensorBoardLog] = None,
         **options: Any,
     ) -> None:
         self._paths: List[Path] = find_images(images, f"{FLAG}images")
@@ -59,7 +58,7 @@ class ValidationVideos(Callback):
         self._options = ValidationOptions(**{"every": 1, "images": str(images), **options})
         self._num_frames, self._log = num_frames, log
 
-    def on_validation(self, step: int, trainer: TrainerView) -> None:
+    def on_validation(self, step: int, trainer: Trainer) -> None:
         """Makes all videos with the weights of this step."""
         with trainer.averaged(), _sampling_steps(trainer.engine, self._options.sampling_steps):
             for path, image in zip(self._paths, self._images):

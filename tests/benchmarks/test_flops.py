@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import Clip, unet_flops
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from tests.e2e.training import PROJECT
 
 CLIPS = [Clip(2, 14, 16, 16), Clip(1, 5, 72, 128), Clip(2, 1, 8, 24)]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
 from benchmarks.stage_flops import decoder_flops, encoder_flops
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from tests.e2e.training import PROJECT
 
 

@@ -115,7 +115,7 @@ def test_workers_change_nothing(videos):
     frames = plain[0]["frames"]
     assert frames.shape == (3, 3, 3, 64, 64) and frames.dtype == np.float32
     assert {name: (v.shape, v.dtype.name) for name, v in plain[0].items() if name != "frames"} == {
-        "fps_id": ((3,), "float32"), "motion_bucket_id": ((3,), "float32"), "video": ((3,), "int32"),
+        "fps": ((3,), "float32"), "motion_bucket_id": ((3,), "float32"), "video": ((3,), "int32"),
         "start": ((3,), "int32"),
     }  # fmt: skip
     equal(plain, list(make_dataloader(dataset(videos), 3, epochs=2, num_workers=2)))

@@ -54,8 +54,8 @@ def test_a_sample(make):
         assert (sample["video"], sample["start"].dtype) == (index, np.int32)
         assert 0 <= sample["start"] <= length - 20
         assert numbers(sample) == [sample["start"] + 5 * i for i in range(4)]
-        assert sample["fps_id"].dtype == np.float32 == sample["motion_bucket_id"].dtype
-        assert sample["fps_id"] == pytest.approx((30 if name == "a.mp4" else 25) / 5 - 1, rel=1e-5)
+        assert sample["fps"].dtype == np.float32 == sample["motion_bucket_id"].dtype
+        assert sample["fps"] == pytest.approx((30 if name == "a.mp4" else 25) / 5, rel=1e-5)
         assert sample["motion_bucket_id"] == 10 * index
 
 

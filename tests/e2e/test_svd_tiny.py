@@ -10,7 +10,7 @@ import pytest
 from data.image_reader import fit_image, read_image
 from data.video_reader import VideoReader
 from gm.weights.checkpoint import open_checkpoint
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from modules.pipeline import SVDPipeline
 from svd_tools.video_metrics import colour_drift, mean_flow, psnr
 from tests.e2e.training import PROJECT

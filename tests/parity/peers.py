@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from safetensors.numpy import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters
 from svd_tools.conversion.key_map import CONV_1X1, TRANSPOSED, diffusers_places
 
 CONFIG = Path(__file__).parent / "svd_small.yaml"

@@ -10,8 +10,7 @@ import pytest
 
 from gm.errors import UserError
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from gm.weights.names import to_reference
-from modules.parameter_table import expected_parameters
+from gm.weights.names import expected_parameters, to_reference
 from svd_tools import convert
 
 CONFIG = Path(__file__).with_name("small.yaml")

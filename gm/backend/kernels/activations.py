@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gm.backend.kernels.threads import loop
+from gm.backend.kernels.threads import kernel
 
 F = np.float32
 LOWEST, HIGHEST = F(-87.0), F(88.0)  # between which exp(x) is a normal fp32 number
@@ -21,7 +21,7 @@ Q6, Q5, Q4, Q3, Q2, Q1, Q0 = map(F, LOGIT_OF_CDF)
 C7, C6, C5, C4, C3, C2 = EXP
 
 
-@loop
+@kernel
 def exp(x):
     """eˣ as 2ⁿ·eʳ with |r| at most ln(2)/2, which is a power series and so one pass over many numbers at once."""
     x = min(max(x, LOWEST), HIGHEST)
@@ -37,13 +37,13 @@ def exp(x):
     return (series * r * r + r + F(1)) * power
 
 
-@loop
+@kernel
 def gated(x, logit):
     """x·sigmoid(logit)."""
     return x / (F(1) + exp(-logit))
 
 
-@loop
+@kernel
 def gelu_of(x):
     """x·Φ(x), Φ being the standard normal distribution function, as x·sigmoid(x·q(x²))."""
     square = x * x
@@ -57,7 +57,7 @@ def gelu_of(x):
     return gated(x, x * q)
 
 
-@loop
+@kernel
 def silu(first, last, x, out):
     """x, out: (n,)."""
     source, result = x[first:last], out[first:last]
@@ -65,7 +65,7 @@ def silu(first, last, x, out):
         result[i] = gated(source[i], source[i])
 
 
-@loop
+@kernel
 def gelu(first, last, x, out):
     """x, out: (n,)."""
     source, result = x[first:last], out[first:last]
@@ -73,7 +73,7 @@ def gelu(first, last, x, out):
         result[i] = gelu_of(source[i])
 
 
-@loop
+@kernel
 def geglu(first, last, x, bias, out):
     """h·gelu(g): x: (n, 2c), h before g, still without their bias; bias: (2c,); out: (n, c)."""
     c = out.shape[1]

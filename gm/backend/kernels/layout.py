@@ -1,11 +1,11 @@
 """Changes of layout that move the last axis."""
 
-from gm.backend.kernels.threads import loop
+from gm.backend.kernels.threads import kernel
 
 SQUARE = 32  # rows and columns that are turned at once: they fit the first cache
 
 
-@loop
+@kernel
 def transpose(first, last, x, out):
     """x: (n, a, b) -> out: (n, b, a), in stripes of SQUARE rows of a: ⌈a/SQUARE⌉ of them for each n."""
     rows, columns = x.shape[1:]

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from gm.backend.kernels.threads import loop
+from gm.backend.kernels.threads import kernel
 
 F = np.float32
 BLOCK = 4096  # numbers that are summed in fp32, lane by lane; the blocks' sums are added in double precision
 LANES = 16  # sums beside each other, for a processor that adds as many numbers at once
 
 
-@loop
+@kernel
 def mean_and_rstd(x, eps):
     """The mean and 1/√(variance + eps) of a vector, in one pass: both are of its differences from its first number."""
     n, origin = x.size, x[0]
@@ -37,7 +37,7 @@ def mean_and_rstd(x, eps):
     return F(mean + origin), F(1 / np.sqrt(variance + eps))
 
 
-@loop
+@kernel
 def group_norm(first, last, x, weight, bias, eps, out):
     """x, out: (b·g, c/g, n); weight, bias: (g, c/g)."""
     groups, channels = weight.shape
@@ -52,7 +52,7 @@ def group_norm(first, last, x, weight, bias, eps, out):
                 result[i] = source[i] * scale + shift
 
 
-@loop
+@kernel
 def layer_norm(first, last, x, weight, bias, eps, out):
     """x, out: (n, c); weight, bias: (c,)."""
     for row in range(first, last):

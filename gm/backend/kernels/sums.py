@@ -1,11 +1,11 @@
 """Sums: with what is broadcast, a number or a vector to each row, and with one number that scales a summand."""
 
-from gm.backend.kernels.threads import loop
+from gm.backend.kernels.threads import kernel
 
 ROWS = 64  # that are summed in fp32
 
 
-@loop
+@kernel
 def add_numbers(first, last, x, numbers, out):
     """x, out: (n, m); numbers: (n,)."""
     for row in range(first, last):
@@ -14,7 +14,7 @@ def add_numbers(first, last, x, numbers, out):
             result[i] = values[i] + number
 
 
-@loop
+@kernel
 def add_numbers_in_place(first, last, x, numbers):
     """x: (n, m), changed; numbers: (k,), in turn for the rows."""
     for row in range(first, last):
@@ -23,7 +23,7 @@ def add_numbers_in_place(first, last, x, numbers):
             values[i] += number
 
 
-@loop
+@kernel
 def add_vectors(first, last, x, vectors, which, out):
     """x, out: (n, c); vectors: (k, c); which: (n,), of 0..k-1."""
     for row in range(first, last):
@@ -32,7 +32,7 @@ def add_vectors(first, last, x, vectors, which, out):
             result[i] = values[i] + vector[i]
 
 
-@loop
+@kernel
 def add_vector_in_place(first, last, x, vector):
     """x: (n, c), changed; vector: (c,)."""
     for row in range(first, last):
@@ -41,7 +41,7 @@ def add_vector_in_place(first, last, x, vector):
             values[i] += vector[i]
 
 
-@loop
+@kernel
 def add_to_scaled(first, last, x, y, scale):
     """x + scale·y: x: (n,); y: (n,), changed to it."""
     term, values = x[first:last], y[first:last]
@@ -49,7 +49,7 @@ def add_to_scaled(first, last, x, y, scale):
         values[i] = term[i] + scale * values[i]
 
 
-@loop
+@kernel
 def mix_in(first, last, x, y, share):
     """y + share·(x - y): x: (n,); y: (n,), changed to it."""
     other, values = x[first:last], y[first:last]
@@ -57,7 +57,7 @@ def mix_in(first, last, x, y, share):
         values[i] += share * (other[i] - values[i])
 
 
-@loop
+@kernel
 def over_rows(first, last, x, out):
     """The columns' sums, in blocks of rows: x: (n, c); out: (⌈n/ROWS⌉, c), changed from `first` to `last`."""
     for block in range(first, last):

@@ -13,7 +13,7 @@ START_SECONDS = 1e-3  # in which a thread takes nothing else, so that the next t
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}  # inf and nan stay
 
 
-def loop(function: Callable) -> Callable:
+def kernel(function: Callable) -> Callable:
     """Compiles a function when it is first called, and keeps what was compiled beside its source or in Numba's cache
     folder (NUMBA_CACHE_DIR); where neither can be written, each process compiles it again."""
     try:
@@ -22,7 +22,7 @@ def loop(function: Callable) -> Callable:
         return numba.njit(**OPTIONS)(function)
 
 
-def piece(function: Callable) -> Callable:
+def inlined(function: Callable) -> Callable:
     """A part of loops, which is written into these before they are compiled.
 
     What is only called cannot be vectorised together with its caller, which takes four times as long where it returns
@@ -34,7 +34,7 @@ def piece(function: Callable) -> Callable:
     return numba.njit(inline="always", **OPTIONS)(function)
 
 
-def spread(function: Callable, count: int, size: int, *args: Any) -> None:
+def parallel_for(function: Callable, count: int, size: int, *args: Any) -> None:
     """`function(0, count, *args)`, in parts beside each other.
 
     Args:

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from gm.backend.kernels.threads import loop
+from gm.backend.kernels.threads import kernel
 
 F = np.float32
 BLOCK = 4096  # numbers whose squares are summed in fp32, lane by lane; the blocks' sums are added in double precision
 LANES = 16
 
 
-@loop
+@kernel
 def adamw(first, last, parameter, mean, square, gradient, numbers):
     """One update, see :mod:`gm.training.optim`: `numbers` are the gradient's scale, lr, β1, β2, ε and decay, fp32.
 
@@ -25,7 +25,7 @@ def adamw(first, last, parameter, mean, square, gradient, numbers):
         p[i] -= lr * (m[i] / (np.sqrt(v[i]) + eps) + decay * p[i])
 
 
-@loop
+@kernel
 def move(first, last, average, parameter, rate):
     """average + rate·(parameter - average): average: (n,), changed from `first` to `last`; parameter: (n,)."""
     a, p = average[first:last], parameter[first:last]
@@ -33,7 +33,7 @@ def move(first, last, average, parameter, rate):
         a[i] += rate * (p[i] - a[i])
 
 
-@loop
+@kernel
 def square_sums(first, last, x, out):
     """The sum of squares of each block of x: (n,); out: (⌈n/BLOCK⌉,), changed from `first` to `last`."""
     sums = np.empty(LANES, F)

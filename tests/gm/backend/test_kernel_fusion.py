@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from gm.backend import kernel_fusion
-from gm.backend import operators as kernels
-from gm.backend.kernel_fusion import fused_kernels_inside, worth_fusing
+from gm.backend import kernel_fusion, operators
+from gm.backend.kernel_fusion import fused_kernels, worth_fusing
+from gm.backend.operators import inference, training
 from gm.backend.user_cache import CACHE_PATH
 from gm.networks.layers import Linear
 from modules.video_blocks import SpatialVideoTransformer, VideoResBlock
@@ -26,14 +26,13 @@ import os
 import mindspore as ms
 import numpy as np
 
-from gm.backend.kernel_fusion import fused_kernels_inside
-from gm.backend.operators import GELU
+from gm.backend import operators
 from gm.backend.user_cache import CACHE_PATH
 
 ms.set_context(mode=ms.GRAPH_MODE)
-with fused_kernels_inside() as fused:
-    assert fused
-    GELU()(ms.Tensor(np.ones((64, 96), np.float32)))
+with operators.inference(compiled=True, fuse_kernels=True):
+    assert operators.current.fused
+    operators.current.gelu_cell(ms.Tensor(np.ones((64, 96), np.float32)))
 assert CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
 """
 
@@ -58,7 +57,7 @@ class MeanSquareGradients(nn.Cell):
         self.gradients = ms.grad(self.mean_square, None, weights=ms.ParameterTuple(block.trainable_params()))
 
     def mean_square(self, *inputs):
-        return ops.square(self.block(*inputs, FRAMES)).mean()
+        return ops.square(self.block(*inputs)).mean()
 
     def construct(self, *inputs):
         return self.gradients(*inputs)
@@ -79,10 +78,11 @@ def random_block(block):
 def test_a_block_of_fused_kernels(able, block):
     net, inputs = random_block(block)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    plain = net(*inputs, FRAMES).asnumpy()
+    plain = net(*inputs).asnumpy()
     ms.set_context(mode=ms.GRAPH_MODE)
-    with fused_kernels_inside():
-        fused = net(*inputs, FRAMES).asnumpy()
+    with inference(compiled=True, fuse_kernels=True):
+        assert operators.current.fused
+        fused = net(*inputs).asnumpy()
     assert np.abs(fused - plain).max() <= 2e-5 * np.abs(plain).max()
 
 
@@ -92,7 +92,7 @@ def test_gradients_of_a_block_of_fused_kernels(able, block):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     plain = [gradient.asnumpy() for gradient in MeanSquareGradients(net)(*inputs)]
     ms.set_context(mode=ms.GRAPH_MODE)
-    with fused_kernels_inside(training=True):
+    with training(fuse=True):
         fused = [gradient.asnumpy() for gradient in MeanSquareGradients(net)(*inputs)]
     largest = max(np.abs(gradient).max() for gradient in plain)
     for parameter, have, want in zip(net.trainable_params(), fused, plain):
@@ -122,8 +122,8 @@ def test_without_what_it_needs_nothing_changes(graph_mode, tmp_path, monkeypatch
         monkeypatch.setattr(kernel_fusion, "find_spec", lambda name: None)
     else:
         (tmp_path / "cache").write_text("a file in the folder's place")
-    with fused_kernels_inside() as fused:
-        assert not fused and not kernels.fusing and Path.cwd() == tmp_path
+    with fused_kernels() as fused:
+        assert not fused and Path.cwd() == tmp_path
         assert not ms.get_context("enable_graph_kernel")
 
 

@@ -1,8 +1,7 @@
 import mindspore as ms
 import pytest
 
-from gm.backend import operators as kernels
-from gm.backend.runtime import choose_device, eager, setup_runtime
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE, choose_device, preferred_mode, setup_runtime
 from gm.errors import UserError
 from gm.networks.precision import amp_dtype
 
@@ -27,17 +26,6 @@ def test_precision_follows_the_device():
         amp_dtype("O1", "CPU")
 
 
-def test_eager_restores_the_mode():
-    ms.set_context(mode=0)
-    with eager():
-        assert ms.get_context("mode") == 1
-    assert ms.get_context("mode") == 0
-
-
-def test_memory_is_shared_with_numpy_inside_eager_only():
-    with eager():
-        assert kernels.sharing
-        with eager():
-            assert kernels.sharing
-        assert kernels.sharing
-    assert not kernels.sharing
+@pytest.mark.parametrize(("device", "mode"), [("CPU", PYNATIVE_MODE), ("Ascend", GRAPH_MODE)])
+def test_a_card_compiles_and_a_cpu_does_not(device, mode):
+    assert preferred_mode(device) == mode

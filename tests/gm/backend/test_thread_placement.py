@@ -5,7 +5,7 @@ import pytest
 
 from gm.backend import thread_placement
 from gm.backend.kernels import threads
-from gm.backend.runtime import eager_alone
+from gm.backend.operators import inference
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
@@ -23,7 +23,7 @@ def cores_of_threads():
 
 def test_helpers_leave_the_main_thread_its_core():
     before = cores_of_threads()
-    with eager_alone():
+    with inference(alone=True):
         inside = cores_of_threads()
         (main,) = inside[os.getpid()]
         names = thread_placement._names()
@@ -37,7 +37,7 @@ def test_helpers_leave_the_main_thread_its_core():
 
 
 def test_the_threads_of_loops_are_there_before_cores_are_given():
-    with eager_alone():
+    with inference(alone=True):
         number = threads._pool().submit(threading.get_native_id).result()
         assert os.sched_getaffinity(number).isdisjoint(os.sched_getaffinity(0))
 
@@ -46,7 +46,7 @@ def test_the_thread_that_calls_has_a_core_whichever_it_is():
     seen = []
 
     def call():
-        with eager_alone():
+        with inference(alone=True):
             inside = cores_of_threads()
             own = inside.pop(threading.get_native_id())
             seen.append(own)
@@ -63,7 +63,7 @@ def test_the_thread_that_calls_has_a_core_whichever_it_is():
 def test_an_error_gives_the_cores_back_and_so_does_a_thread_that_was_started_inside():
     before, release = os.sched_getaffinity(0), threading.Event()
     started = threading.Thread(target=release.wait)
-    with pytest.raises(ZeroDivisionError), eager_alone():
+    with pytest.raises(ZeroDivisionError), inference(alone=True):
         started.start()
         raise ZeroDivisionError
     assert os.sched_getaffinity(0) == before
@@ -75,5 +75,5 @@ def test_an_error_gives_the_cores_back_and_so_does_a_thread_that_was_started_ins
 def test_nothing_is_placed_on_a_larger_machine(monkeypatch):
     monkeypatch.setattr(thread_placement, "MOST_CORES", 1)
     before = cores_of_threads()
-    with eager_alone():
+    with inference(alone=True):
         assert cores_of_threads() == before

@@ -12,7 +12,7 @@ import gm.config.factory
 from gm.config.factory import LazyConfig, find_class, instantiate, load_config, load_model
 from gm.config.values import Range, describe, fits
 from gm.errors import UserError
-from gm.sampling.guidance import LinearPredictionGuider
+from modules.video_guidance import LinearPredictionGuider
 
 HERE = __name__
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -136,7 +136,7 @@ def test_an_error_deep_inside_a_deferred_part_shows_when_it_is_built():
 
 def test_find_class():
     assert find_class(f"{HERE}.Part") is Part
-    assert find_class("gm.sampling.guidance.LinearPredictionGuider") is LinearPredictionGuider
+    assert find_class("modules.video_guidance.LinearPredictionGuider") is LinearPredictionGuider
 
 
 CODE = {  # target -> params
@@ -157,7 +157,7 @@ CODE = {  # target -> params
     "gm.files.shutil": {},
     "gm.config.factory.__builtins__": {},
     "gm.config.factory.LazyConfig": {"node": {}},
-    "gm.sampling.guidance.LinearPredictionGuider.scales": {},
+    "modules.video_guidance.LinearPredictionGuider.scales": {},
     "svd_tools.convert.main": {},
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from gm.backend.runtime import eager
+from gm.backend.operators import inference
 from gm.errors import UserError
 from gm.networks.layers import Conv2d, TemporalConv, set_identity, set_norm_groups
 from modules.video_unet import VideoUNet
@@ -46,7 +46,7 @@ def test_a_convolution_of_few_pixels(height, width, size, stride, mode):
     weight, bias = (torch.tensor(parameter.asnumpy(), requires_grad=True) for parameter in (conv.weight, conv.bias))
     expected = torch.nn.functional.conv2d(torch.from_numpy(x), weight, bias, stride, padding=size // 2)
     if mode == "eager":
-        with eager():
+        with inference():
             np.testing.assert_allclose(conv(Tensor(x)).asnumpy(), expected.detach().numpy(), atol=2e-6)
         return
     expected.square().sum().backward()

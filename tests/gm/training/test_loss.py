@@ -11,10 +11,7 @@ from gm.backend.kernel_fusion import fused_kernels_inside, obstacle
 from gm.errors import UserError
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import Denoiser, VScalingWithEDMcNoise
-from gm.training.conditioning_dropout import ConditioningDropout
-from gm.training.loss import DiffusionLoss
-from gm.training.noise_levels import LogNormal
-from gm.training.sigma_buckets import EDGES, NAMES, bucket_sums, mean_losses
+from gm.training.objective import EDGES, NAMES, ConditioningDropout, DiffusionLoss, LogNormal, bucket_sums, mean_losses
 from tests.gm.training.diffusers_twin import Twin
 from tests.gm.training.training_parts import make_inputs, make_objective, make_step, random_clips, random_unet, randoms
 

@@ -10,17 +10,17 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import SessionLog
 
-from gm.training.metrics_log import RETRY_SECONDS, MetricsLog
+from gm.training.callbacks import RETRY_SECONDS, TensorBoardLog
 from tests.gm.training.events import read_events
 
 PROJECT = Path(__file__).parents[3]
 
 
 def test_scalars_and_animations_are_readable_at_once(tmp_path):
-    log = MetricsLog(tmp_path / "sub" / "tensorboard")
+    log = TensorBoardLog(tmp_path / "sub" / "tensorboard")
     before = time.time()
-    log.start(7)
-    log.scalars(8, {"loss": 0.5, "loss_sigma/0.1-1": 0.25})
+    log.on_start(SimpleNamespace(step=7))
+    log.on_step(8, {"loss": 0.5, "loss_sigma/0.1-1": 0.25})
     log.animation(8, "validation/a", b"GIF89a", 12, 34)
     start, point, animation = read_events(tmp_path / "sub" / "tensorboard")  # before it is closed
     assert (start.step, start.session_log.status) == (8, SessionLog.START)
@@ -32,7 +32,7 @@ def test_scalars_and_animations_are_readable_at_once(tmp_path):
 
 
 def test_nothing_is_written_before_the_first_event(tmp_path):
-    MetricsLog(tmp_path / "tensorboard").close()
+    TensorBoardLog(tmp_path / "tensorboard").on_end(0)
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -48,21 +48,21 @@ class FullDisk:
 
 
 def test_after_a_failure_curves_go_on_in_another_file(tmp_path, caplog, monkeypatch):
-    log = MetricsLog(tmp_path)
-    log.scalars(1, {"loss": 1.0})
+    log = TensorBoardLog(tmp_path)
+    log.on_step(1, {"loss": 1.0})
     log._writer = FullDisk()
     with caplog.at_level(logging.WARNING):
-        log.scalars(2, {"loss": 2.0})
-        log.scalars(3, {"loss": 3.0})
+        log.on_step(2, {"loss": 2.0})
+        log.on_step(3, {"loss": 3.0})
         assert caplog.text.count("training goes on") == 1 and "no room left on the disk" in caplog.text
-        monkeypatch.setattr("gm.training.metrics_log.time", SimpleNamespace(time=lambda: time.time() + RETRY_SECONDS))
+        monkeypatch.setattr("gm.training.callbacks.time", SimpleNamespace(time=lambda: time.time() + RETRY_SECONDS))
         with monkeypatch.context() as patch:
-            patch.setattr("gm.training.metrics_log.EventsWriter", FullDisk)
-            log.scalars(4, {"loss": 4.0})
+            patch.setattr("gm.training.callbacks.EventsWriter", FullDisk)
+            log.on_step(4, {"loss": 4.0})
         assert caplog.text.count("training goes on") == 1
         later = SimpleNamespace(time=lambda: time.time() + 2 * RETRY_SECONDS)
-        monkeypatch.setattr("gm.training.metrics_log.time", later)
-        log.scalars(5, {"loss": 5.0})
+        monkeypatch.setattr("gm.training.callbacks.time", later)
+        log.on_step(5, {"loss": 5.0})
     assert sorted(event.step for event in read_events(tmp_path)) == [1, 5]
 
 
@@ -71,13 +71,13 @@ def test_a_full_disk_hangs_nothing(tmp_path):
     """A file-size limit stands in for the disk; far more events than any queue holds are written."""
     program = f"""
 import resource, signal
-from gm.training.metrics_log import MetricsLog
+from gm.training.callbacks import TensorBoardLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-log = MetricsLog({str(tmp_path)!r})
+log = TensorBoardLog({str(tmp_path)!r})
 for step in range(300):
-    log.scalars(step, {{"loss": 1.0}})
-log.close()
+    log.on_step(step, {{"loss": 1.0}})
+log.on_end(300)
 print("done")
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=60)

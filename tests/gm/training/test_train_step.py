@@ -8,9 +8,9 @@ import pytest
 
 from gm.networks.precision import set_compute_dtype
 from gm.training import train_step
-from gm.training.loss_scale import LossScale
+from gm.training.objective import mean_losses
 from gm.training.optim import AdamWOptions
-from gm.training.sigma_buckets import mean_losses
+from gm.training.train_step import LossScale
 from modules.training.stages import freeze, recompute_blocks
 from modules.video_unet import is_temporal
 from tests.gm.training.training_parts import make_inputs, make_step, random_unet, values

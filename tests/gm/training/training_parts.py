@@ -7,16 +7,10 @@ from mindspore import Parameter
 
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import VScalingWithEDMcNoise
-from gm.training.conditioning_dropout import ConditioningDropout
 from gm.training.distributed import Communicator
-from gm.training.ema import WeightAverage
-from gm.training.loss import DiffusionLoss
-from gm.training.loss_scale import LossScale, NoLossScale
-from gm.training.noise_levels import LogNormal
-from gm.training.objective import Objective, TrainInputs
-from gm.training.optim import AdamW, AdamWOptions
-from gm.training.random_streams import SampleRandom
-from gm.training.train_step import TrainStep
+from gm.training.objective import ConditioningDropout, DiffusionLoss, LogNormal, Objective, SampleRandom, TrainInputs
+from gm.training.optim import AdamW, AdamWOptions, WeightAverage
+from gm.training.train_step import LossScale, NoLossScale, TrainStep
 from gm.weights.parameters import set_parameter
 from modules.training.stages import freeze
 from modules.video_unet import VideoUNet

@@ -102,7 +102,7 @@ def files(cache):
 
 def encode(engine, key, pictures):
     with engine.conditioner as conditioner:
-        out = conditioner.embed({key: pictures}, skip=[k for k in conditioner.input_keys if k != key])
+        out = conditioner.embed({key: pictures})
     return next(iter(out.values()))
 
 
@@ -124,7 +124,8 @@ def test_samples_are_what_training_without_a_cache_encodes(make, checkpoint, mon
             assert np.abs(have["latents"] - latents).max() < 1e-5 < np.abs(latents).max()
             token = encode(engine, "cond_frames_without_noise", want["frames"][:1])
             assert np.abs(have["clip_token"] - token[0]).max() < 1e-5 and have["clip_token"].shape == (1, 24)
-            same = ("fps_id", "motion_bucket_id", "video", "start")
+            assert have["fps_id"] == want["fps"] - 1 and have["fps_id"].dtype == np.float32
+            same = ("motion_bucket_id", "video", "start")
             assert all(have[name] == want[name] and have[name].dtype == want[name].dtype for name in same)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from data.video_writer import read_metadata
 from gm.config.factory import instantiate, load_config
 from gm.errors import UserError
-from gm.training.metrics_log import MetricsLog
+from gm.training.callbacks import TensorBoardLog
 from gm.weights.checkpoint import save_safetensors
 from modules.pipeline import SVDPipeline
 from modules.training.validation import ValidationVideos
@@ -67,7 +67,7 @@ def trainer(tmp_path, engine):
 
 
 def test_a_video_of_each_image_and_seed_as_mp4_and_in_tensorboard(tmp_path, trainer, images):
-    log = MetricsLog(tmp_path / "tensorboard")
+    log = TensorBoardLog(tmp_path / "tensorboard")
     ValidationVideos(images, seeds=(1, 2), log=log, **OPTIONS).on_validation(30, trainer)
     names = [f"{stem}_seed{seed}" for stem in ("hill", "lake") for seed in (1, 2)]
     paths = sorted((tmp_path / "run" / "validation").iterdir())

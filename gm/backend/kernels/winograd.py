@@ -1,13 +1,14 @@
-"""The way to tiles and back of :mod:`gm.backend.winograd`, with its constants: points 0, ±P, ±Q and ∞."""
+"""The way to the tiles of :mod:`gm.backend.winograd` and back; the points are 0, ±P, ±Q and ∞."""
 
 from fractions import Fraction
 
 import numpy as np
 
-from gm.backend.kernels.threads import loop, piece
+from gm.backend.kernels.threads import inlined, kernel
 
 TILE = 4  # pixels of a tile's result, in either direction; it depends on two more
 SIDE = TILE + 2
+PLACES = SIDE**2
 P, Q = Fraction(3, 4), Fraction(3, 2)
 F = np.float32
 P1, P2, P3 = F(P), F(P**2), F(P**3)
@@ -16,7 +17,7 @@ SUM, PRODUCT = F(P**2 + Q**2), F(P**2 * Q**2)
 OF_ORIGIN, OF_P, OF_Q = F(1 / (P * Q) ** 2), F(1 / (2 * P**2 * (P**2 - Q**2))), F(1 / (2 * Q**2 * (Q**2 - P**2)))
 
 
-@piece
+@inlined
 def to_points(d0, d1, d2, d3, d4, d5):
     """Bᵀ d: the polynomials with roots at all points but one are even and odd parts that ±P and ±Q share."""
     even_p, odd_p = d4 - Q2 * d2, P1 * (d3 - Q2 * d1)
@@ -26,7 +27,7 @@ def to_points(d0, d1, d2, d3, d4, d5):
     return origin, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, infinity
 
 
-@piece
+@inlined
 def from_points(m0, m1, m2, m3, m4, m5):
     """Aᵀ m: the powers of each point."""
     even_p, odd_p = m1 + m2, m1 - m2
@@ -38,7 +39,7 @@ def from_points(m0, m1, m2, m3, m4, m5):
     return y0, y1, y2, y3
 
 
-@piece
+@inlined
 def weights_to_points(g0, g1, g2):
     """G g: the polynomial at each point, over the product of the differences from the others."""
     even_p, odd_p = OF_P * (g0 + P2 * g2), OF_P * (P1 * g1)
@@ -46,7 +47,7 @@ def weights_to_points(g0, g1, g2):
     return OF_ORIGIN * g0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, g2
 
 
-@piece
+@inlined
 def to_points_of_rows(d, v):
     """:func:`to_points` of six rows of numbers, into six."""
     d0, d1, d2, d3, d4, d5 = d
@@ -55,7 +56,7 @@ def to_points_of_rows(d, v):
         v0[i], v1[i], v2[i], v3[i], v4[i], v5[i] = to_points(d0[i], d1[i], d2[i], d3[i], d4[i], d5[i])
 
 
-@piece
+@inlined
 def from_points_of_rows(m, y):
     """:func:`from_points` of six rows of numbers, into four."""
     m0, m1, m2, m3, m4, m5 = m
@@ -64,7 +65,7 @@ def from_points_of_rows(m, y):
         y0[i], y1[i], y2[i], y3[i] = from_points(m0[i], m1[i], m2[i], m3[i], m4[i], m5[i])
 
 
-@loop
+@kernel
 def weights_to_points_of_rows(g, u):
     """:func:`weights_to_points` of three long rows of numbers, into six; as a piece of its callers it takes longer."""
     g0, g1, g2 = g
@@ -73,19 +74,19 @@ def weights_to_points_of_rows(g, u):
         u0[i], u1[i], u2[i], u3[i], u4[i], u5[i] = weights_to_points(g0[i], g1[i], g2[i])
 
 
-@piece
+@inlined
 def six_rows(x, k):
     """Six rows of (m, n) from the k-th on."""
     return x[k], x[k + 1], x[k + 2], x[k + 3], x[k + 4], x[k + 5]
 
 
-@piece
+@inlined
 def six(x, k, row):
     """The same row of six arrays of (m, r, n), from the k-th on."""
     return x[k, row], x[k + 1, row], x[k + 2, row], x[k + 3, row], x[k + 4, row], x[k + 5, row]
 
 
-@piece
+@inlined
 def six_parts(x, k, step, row, start, stop):
     """A part of the same row of six arrays of (m, r, n): the k-th and every `step`-th after it."""
     return (
@@ -98,7 +99,7 @@ def six_parts(x, k, step, row, start, stop):
     )
 
 
-@loop
+@kernel
 def to_weights(first, last, weight, out):
     """3x3 kernels to tiles: weight: (o, i, 9); out: (36, o, i)."""
     channels = weight.shape[1]
@@ -116,7 +117,7 @@ def to_weights(first, last, weight, out):
             weights_to_points_of_rows(kernel_rows, six(out, side * SIDE, o))
 
 
-@loop
+@kernel
 def to_temporal_weights(first, last, weight, out):
     """Kernels of three frames to tiles: weight: (o, i, 3); out: (6, o, i)."""
     for o in range(first, last):
@@ -126,7 +127,7 @@ def to_temporal_weights(first, last, weight, out):
             u0[i], u1[i], u2[i], u3[i], u4[i], u5[i] = weights_to_points(g[i, 0], g[i, 1], g[i, 2])
 
 
-@loop
+@kernel
 def frames_to_tiles(first, last, x, start, stop, tiles):
     """Frames to tiles of four, channel by channel.
 
@@ -152,7 +153,7 @@ def frames_to_tiles(first, last, x, start, stop, tiles):
             to_points_of_rows((d0, d1, d2, d3, d4, d5), places)
 
 
-@loop
+@kernel
 def to_frames(first, last, tiles, start, stop, out):
     """Tiles of four frames back, channel by channel.
 
@@ -176,7 +177,7 @@ def to_frames(first, last, tiles, start, stop, out):
             from_points_of_rows(places, (y0, y1, y2, y3))
 
 
-@loop
+@kernel
 def to_tiles(first, last, x, scale, top, tiles):
     """Pixels to tiles, channel by channel: all tiles of a column beside each other, for loops over many of them.
 
@@ -217,7 +218,7 @@ def to_tiles(first, last, x, scale, top, tiles):
                 to_points_of_rows(six_rows(edges[side], TILE * column), places)
 
 
-@loop
+@kernel
 def to_pixels(first, last, tiles, top, out, offset):
     """Tiles to pixels, channel by channel.
 
@@ -250,7 +251,7 @@ def to_pixels(first, last, tiles, top, out, offset):
                         out[frame, offset + channel, y, x + i] = pixels[i, row]
 
 
-@loop
+@kernel
 def rows_of_tiles(top, count, height):
     """For rows of tiles from `top` on, counted through all frames: the frame of each, and its first line in there."""
     down = (height + TILE - 1) // TILE

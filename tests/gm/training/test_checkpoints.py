@@ -11,10 +11,17 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gm.errors import UserError
-from gm.training.checkpoint_folder import CheckpointFolder
-from gm.training.training_state import NUMBERS, TENSORS, check_identity, read_numbers, read_tensors, write_checkpoint
+from gm.training.checkpoints import (
+    NUMBERS,
+    TENSORS,
+    CheckpointFolder,
+    check_fingerprint,
+    read_numbers,
+    read_tensors,
+    write_checkpoint,
+)
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from gm.weights.weights_writer import FullModelWriter
+from gm.weights.parameters import FullModelWriter
 
 NAMES = ("weight.a", "adam_m.a", "adam_v.a", "average.a")
 NUMBERS_OF_RUN = {"step": 7, "identity": {"--environment.seed": 1}}
@@ -101,11 +108,11 @@ def test_a_share_of_the_tensors_can_be_read(tmp_path, writer):
 
 
 def test_another_run_is_refused_by_the_name_of_what_differs(tmp_path):
-    check_identity(tmp_path, {"--a": [1, 2], "--b": None}, {"--a": (1, 2), "--b": None})
+    check_fingerprint(tmp_path, {"--a": [1, 2], "--b": None}, {"--a": (1, 2), "--b": None})
     with pytest.raises(UserError, match="--train.resume: .* with --b=1, this one has 2; use the same"):
-        check_identity(tmp_path, {"--a": 0, "--b": 1}, {"--a": 0, "--b": 2})
+        check_fingerprint(tmp_path, {"--a": 0, "--b": 1}, {"--a": 0, "--b": 2})
     with pytest.raises(UserError, match="--c=null, this one has true"):
-        check_identity(tmp_path, {}, {"--c": True})
+        check_fingerprint(tmp_path, {}, {"--c": True})
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"format": 99, "step": 1}'])
@@ -169,7 +176,7 @@ def test_one_run_at_a_time_and_no_remains(tmp_path):
     with folder.locked():
         assert folder.all() == [folder.path(10)] and not half.exists()
         code = (
-            "import sys; from pathlib import Path; from gm.training.checkpoint_folder import CheckpointFolder\n"
+            "import sys; from pathlib import Path; from gm.training.checkpoints import CheckpointFolder\n"
             "with CheckpointFolder(Path(sys.argv[1])).locked(): pass"
         )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)

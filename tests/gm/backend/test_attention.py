@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from gm.backend import operators as kernels
-from gm.networks import attention
-from gm.networks.attention import Attention
+from gm.backend import operators
+from gm.backend.ascend import FLASH_MAX_BATCH, AscendOperators
+from gm.backend.host import HostOperators
+from gm.backend.operators import Operators
 
 
 def plain(q, k, v):
@@ -22,20 +23,26 @@ def qkv(b=2, h=3, n=10, m=7, d=16, dtype=np.float32):
 
 
 @pytest.mark.parametrize("budget", [1 << 26, 7 * 10 * 4 * 2, 7 * 10 * 4, 7 * 4 * 3, 1])
-def test_blocks_change_nothing(budget):
+@pytest.mark.parametrize("door", [Operators(), HostOperators()], ids=["own", "host"])
+def test_blocks_change_nothing(monkeypatch, door, budget):
+    monkeypatch.setattr(operators, "SCORES_BUDGET", budget)
     q, k, v = qkv()
-    out = Attention(scores_budget=budget)(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    out = door.attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
     np.testing.assert_allclose(out, plain(q, k, v), rtol=1e-4, atol=1e-5)
 
 
 def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
     sizes = []
-    layer = Attention(scores_budget=7 * 4 * 3)
-    whole = layer.block
-    monkeypatch.setattr(
-        layer, "block", lambda q, k, v: sizes.append(q.shape[0] * q.shape[1] * k.shape[1] * 4) or whole(q, k, v)
-    )
-    layer(*map(Tensor, qkv()))
+    door = Operators()
+    whole = door.attention_block
+    monkeypatch.setattr(operators, "SCORES_BUDGET", 7 * 4 * 3)
+
+    def block(q, k, v):
+        sizes.append(q.shape[0] * q.shape[1] * k.shape[1] * 4)
+        return whole(q, k, v)
+
+    monkeypatch.setattr(door, "attention_block", block)
+    door.attention(*map(Tensor, qkv()))
     assert len(sizes) > 6
     assert max(sizes) <= 7 * 4 * 3
 
@@ -52,10 +59,9 @@ def test_ascend_s_operator_takes_half_precision_in_batches_it_allows(monkeypatch
         calls.append(q.shape[0])
         return Tensor(plain(*(x.asnumpy().astype(np.float32) for x in (q, k, v)))).astype(q.dtype)
 
-    monkeypatch.setattr(kernels, "has_fused_operators", lambda: True)
     monkeypatch.setattr(ops, "flash_attention_score", flash)
     q, k, v = qkv(b=4100, h=1, n=3, m=3, dtype=dtype)
-    out = Attention()(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    out = AscendOperators().attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
     np.testing.assert_allclose(out, plain(*(x.astype(np.float32) for x in (q, k, v))), rtol=0.02, atol=0.02)
     assert calls == ([2048, 2048, 4] if fused else [])
-    assert attention.FLASH_MAX_BATCH == 2048
+    assert FLASH_MAX_BATCH == 2048

@@ -1,8 +1,9 @@
-"""The adjoints of :mod:`gm.backend.kernels.minimal_filter`'s loops: what takes gradients back through each of them."""
+"""The adjoints of :mod:`gm.backend.kernels.winograd`'s loops: what takes gradients back through each of them."""
 
 import numpy as np
 
-from gm.backend.kernels.minimal_filter import (
+from gm.backend.kernels.threads import inlined, kernel
+from gm.backend.kernels.winograd import (
     P1,
     P2,
     P3,
@@ -18,12 +19,11 @@ from gm.backend.kernels.minimal_filter import (
     six_parts,
     six_rows,
 )
-from gm.backend.kernels.threads import loop, piece
 
 
-@piece
+@inlined
 def from_points(v0, v1, v2, v3, v4, v5):
-    """B v, for :func:`gm.backend.kernels.minimal_filter.to_points`."""
+    """B v, for :func:`gm.backend.kernels.winograd.to_points`."""
     even_p, odd_p = v1 + v2, P1 * (v1 - v2)
     even_q, odd_q = v3 + v4, Q1 * (v3 - v4)
     d0 = PRODUCT * v0
@@ -33,15 +33,15 @@ def from_points(v0, v1, v2, v3, v4, v5):
     return d0, d1, d2, d3, v0 + even_p + even_q, v5
 
 
-@piece
+@inlined
 def to_points(y0, y1, y2, y3):
-    """A y, for :func:`gm.backend.kernels.minimal_filter.from_points`."""
+    """A y, for :func:`gm.backend.kernels.winograd.from_points`."""
     even_p, odd_p = y0 + P2 * y2, P1 * y1 + P3 * y3
     even_q, odd_q = y0 + Q2 * y2, Q1 * y1 + Q3 * y3
     return y0, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y3
 
 
-@piece
+@inlined
 def from_points_of_rows(v, d):
     """:func:`from_points` of six rows of numbers, into six."""
     v0, v1, v2, v3, v4, v5 = v
@@ -50,7 +50,7 @@ def from_points_of_rows(v, d):
         d0[i], d1[i], d2[i], d3[i], d4[i], d5[i] = from_points(v0[i], v1[i], v2[i], v3[i], v4[i], v5[i])
 
 
-@piece
+@inlined
 def to_points_of_rows(y, m):
     """:func:`to_points` of four rows of numbers, into six."""
     y0, y1, y2, y3 = y
@@ -59,7 +59,7 @@ def to_points_of_rows(y, m):
         m0[i], m1[i], m2[i], m3[i], m4[i], m5[i] = to_points(y0[i], y1[i], y2[i], y3[i])
 
 
-@loop
+@kernel
 def from_tiles(first, last, tiles, out):
     """Tiles to the sums of what each pixel is in, channel by channel.
 
@@ -102,7 +102,7 @@ def from_tiles(first, last, tiles, out):
                         line[i] += source[i + 1, row]
 
 
-@loop
+@kernel
 def from_pixels(first, last, pixels, tiles):
     """Pixels to the tiles that hold them, channel by channel.
 
@@ -133,7 +133,7 @@ def from_pixels(first, last, pixels, tiles):
                 to_points_of_rows(lines_of_side, six_parts(tiles, side, SIDE, channel, start, start + rows))
 
 
-@loop
+@kernel
 def tiles_to_frames(first, last, tiles, out):
     """Tiles of frames to the sums of what each frame is in, channel by channel.
 
@@ -160,7 +160,7 @@ def tiles_to_frames(first, last, tiles, out):
                 after[i] = d5
 
 
-@loop
+@kernel
 def from_frames(first, last, frames, tiles):
     """Frames to the tiles that hold them, channel by channel.
 
