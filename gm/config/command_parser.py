@@ -38,7 +38,11 @@ class CommandParser(ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        flags = super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        args = self._complete_switches(sys.argv[1:] if args is None else args)
+        try:
+            flags = super().parse_args(args, *rest, **kwargs)
+        except ValueError as error:  # a number of thousands of digits in a group's file
+            self.error(str(error), error)
         for name, annotation in self._types().items():
             with flags_below("--"):
                 expect(name, flags[name], annotation)

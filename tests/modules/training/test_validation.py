@@ -6,7 +6,6 @@ import imageio.v3 as iio
 import mindspore as ms
 import numpy as np
 import pytest
-from modules.training.validation import ValidationVideos
 from PIL import Image
 
 from data.video_writer import read_metadata
@@ -15,6 +14,7 @@ from gm.errors import UserError
 from gm.training.callbacks import TensorBoardLog
 from gm.weights.checkpoint import save_safetensors
 from modules.pipeline import SVDPipeline
+from modules.training.validation import ValidationVideos
 from tests.gm.training.events import read_events
 from tests.modules.training.test_latent_cache import CONFIG, weight
 
