@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from data.image_reader import BACKGROUNDS, find_images, read_image
 from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
-from gm.backend.runtime import GRAPH_MODE, Runtime, preferred_mode, set_mode, setup_runtime
+from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
@@ -38,10 +38,8 @@ def build_parser() -> CommandParser:
     add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
     add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
-    modes = "of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU"
-    add("--mode", type=Optional[Literal[0, 1]], help=modes)
-    devices = "auto takes an Ascend card if there is one, else the CPU"
-    add("--device_target", type=Literal["auto", "CPU", "Ascend"], default="auto", help=devices)
+    for name, flag in RUNTIME_FLAGS.items():
+        add(f"--{name}", **flag)
     add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
     weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's"
     add("--SVD.checkpoint", type=str, default="checkpoints/svd_tiny.safetensors", help=weights)
@@ -68,10 +66,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if readable:
         make_output_dir(flags.output_dir, "--output_dir")
         with memory_limit(), explain_out_of_memory(REMEDIES):
-            runtime = setup_runtime(flags.mode or GRAPH_MODE, flags.device_target)
+            runtime = setup_runtime(flags.mode, flags.device_target)
             pipeline = build_pipeline(flags)
-            if flags.mode is None:
-                runtime = set_mode(runtime, preferred_mode(runtime.device))
             for image in readable:
                 with collect_errors(image, failures):
                     path = animate(pipeline, image, flags, runtime)

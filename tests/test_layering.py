@@ -1,6 +1,7 @@
 """The tree keeps its layers: the engine knows nothing of video, imports need no path edits, configurations fit."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -36,20 +37,53 @@ def imported_packages(path):
     return packages
 
 
-@pytest.mark.parametrize(
-    ("layer", "above"),
-    [
-        ("gm", {"modules", "data", "svd_tools", "benchmarks", "tests", "image_to_video", "train"}),
-        ("data", {"modules", "svd_tools", "benchmarks", "tests", "image_to_video", "train"}),
-        ("modules", {"svd_tools", "benchmarks", "tests", "image_to_video", "train"}),
-        ("svd_tools", {"benchmarks", "tests"}),
-    ],
+# The house's rooms: each imports from those before it alone. The doors are the commands.
+FLOOR_PLAN = (
+    "gm.errors", "gm.files", "data", "gm.backend", "gm.config", "gm.weights", "gm.networks", "gm.sampling", "gm.model",
+    "gm.training", "modules", "modules.training", "svd_tools", "svd_tiny", "image_to_video", "train", "benchmarks",
+)  # fmt: skip
+GROUND = {"gm.errors", "gm.files"}
+KNOWS_LITTLE = {"data": GROUND, "gm.backend": GROUND, "gm.config": GROUND}
+SAMPLING_PATH = (  # from the command down to the layers
+    "image_to_video.py", "modules/pipeline.py", "gm/model.py", "gm/sampling/samplers.py", "gm/sampling/schedules.py",
+    "gm/sampling/guidance.py", "gm/sampling/denoiser.py", "gm/networks/unet.py", "gm/networks/blocks.py",
+    "modules/video_blocks.py", "gm/networks/attention.py", "gm/networks/layers.py",
+)  # fmt: skip
+OF_A_MACHINE = re.compile(
+    r"\b(cpu|gpu|npu|ascend|cuda|onednn|pynative|graph_mode|graph mode|winograd|numba|flash\w*|akg|zero.copy)\b", re.I
 )
-def test_no_layer_imports_what_is_above_it(layer, above):
-    files = sorted((PROJECT / layer).rglob("*.py"))
-    assert len(files) > 5
-    upward = {relative(path): imported_packages(path) & (above | {"."}) for path in files}
-    assert not {path: names for path, names in upward.items() if names}
+
+
+def room(module):
+    """The room of a module: a package of two levels where there is one in the plan."""
+    parts = module.split(".")
+    return next(name for name in (".".join(parts[:2]), parts[0]) if name in FLOOR_PLAN)
+
+
+def imported_rooms(path):
+    modules = [node.module for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+               if isinstance(node, ast.ImportFrom) and node.module]  # fmt: skip
+    return {room(module) for module in modules if module.split(".")[0] in {name.split(".")[0] for name in FLOOR_PLAN}}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "__init__.py"], ids=relative)
+def test_imports_follow_the_floor_plan(path):
+    here = room(relative(path)[: -len(".py")].replace("/", "."))
+    allowed = {*KNOWS_LITTLE.get(here, FLOOR_PLAN[: FLOOR_PLAN.index(here)]), here}
+    if here in ("gm.weights", "gm.networks", "gm.sampling", "gm.model", "gm.training"):
+        allowed -= {"data"}
+    assert imported_rooms(path) <= allowed
+    assert not imported_packages(path) & {"tests", "."}
+
+
+def test_the_sampling_path_can_be_read_in_half_an_hour():
+    """It is named in CONTRIBUTING.md, and says nothing of processors, modes and kernels."""
+    guide = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in SAMPLING_PATH}
+    assert len(texts) <= 12 and sum(text.count("\n") for text in texts.values()) <= 1800
+    assert not [name for name in texts if f"`{name}`" not in guide]
+    found = {name: OF_A_MACHINE.findall(text) for name, text in texts.items()}
+    assert not {name: words for name, words in found.items() if words}
 
 
 def test_the_import_path_is_edited_once_in_a_script_and_nowhere_else():

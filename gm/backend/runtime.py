@@ -2,13 +2,25 @@
 
 import logging
 import os
-from typing import NamedTuple
+from typing import Any, Dict, Literal, NamedTuple, Optional
 
 from gm.errors import UserError
 
 GRAPH_MODE, PYNATIVE_MODE = 0, 1
 DEVICE_FLAG = "--device_target"
 DEVICES = ("auto", "CPU", "Ascend")
+
+RUNTIME_FLAGS: Dict[str, Dict[str, Any]] = {  # of a command, as a parser's arguments
+    "mode": {
+        "type": Optional[Literal[GRAPH_MODE, PYNATIVE_MODE]],
+        "help": "of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU",
+    },
+    "device_target": {
+        "type": Literal[DEVICES],
+        "default": DEVICES[0],
+        "help": "auto takes an Ascend card if there is one, else the CPU",
+    },
+}
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +32,12 @@ class Runtime(NamedTuple):
     mode: int  # GRAPH_MODE or PYNATIVE_MODE
 
 
-def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto", flag: str = DEVICE_FLAG) -> Runtime:
+def setup_runtime(mode: Optional[int] = GRAPH_MODE, device_target: str = "auto", flag: str = DEVICE_FLAG) -> Runtime:
     """Chooses the device and sets MindSpore up for it.
 
     Args:
-        mode: 0 compiles the networks (graph mode), 1 runs operator by operator (PyNative).
+        mode: 0 compiles the networks (graph mode), 1 runs operator by operator (PyNative); None takes the one that
+            makes a video soonest.
         device_target: `auto` (an Ascend card if MindSpore sees one, else the CPU), `CPU` or `Ascend`.
         flag: what the user named the device with.
 
@@ -38,6 +51,7 @@ def setup_runtime(mode: int = GRAPH_MODE, device_target: str = "auto", flag: str
 
     device = choose_device(device_target, _ascend_available(), flag)
     _set_device(device, flag)
+    mode = preferred_mode(device) if mode is None else mode
     ms.set_context(mode=mode)
     logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
     return Runtime(device, mode)
