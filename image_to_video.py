@@ -10,15 +10,15 @@ from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
 from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
-from data.video_writer import check_video_format, video_path, write_video
+from data.video_writer import WRITERS, check_video_format, video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
-from gm.backend.runtime import GRAPH_MODE, Runtime, set_mode, setup_runtime
+from gm.backend.runtime import GRAPH_MODE, Runtime, preferred_mode, set_mode, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
+from modules.options import Seed, VideoOptions
 
 PROJECT = Path(__file__).resolve().parent
-MODEL = {"SVD.config": "configs/svd_tiny.yaml", "SVD.checkpoint": "checkpoints/svd_tiny.safetensors"}
 REMEDIES = (
     "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds one stage's weights at a time), "
     "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller picture "
@@ -28,9 +28,7 @@ STEM_LENGTH = 48  # characters of the image's name in the video's: file systems 
 
 
 def build_parser() -> CommandParser:
-    """The command's flags; those below `--SVD` are the pipeline's arguments, explained where it is defined."""
-    from modules.pipeline import SVDPipeline  # importing this file stays cheap
-
+    """The command's flags; those below `--SVD` are the pipeline's arguments."""
     parser = CommandParser(prog="image_to_video.py", description=__doc__)
     add = parser.add_argument
     add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
@@ -38,12 +36,12 @@ def build_parser() -> CommandParser:
     add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
     add(
         "--output_format",
-        type=Literal["mp4", "gif", "webp", "png"],
+        type=Literal[tuple(WRITERS)],
         default="mp4",
         help="mp4 (H.264), gif, webp (lossless) or png (a folder of frames); all hold the settings that made them",
     )
-    add("--seed", type=int, default=42, help="of the noise, 0 or more: the same seed gives the same frames again")
-    add("--background", type=Literal["white", "black"], default="white", help="shown where the image is transparent")
+    add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
+    add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
     add(
         "--mode",
         type=Optional[Literal[0, 1]],
@@ -56,8 +54,14 @@ def build_parser() -> CommandParser:
         default="auto",
         help="auto takes an Ascend card if there is one, else the CPU",
     )
-    parser.add_class_arguments(SVDPipeline, "SVD")
-    parser.set_defaults(MODEL)
+    add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
+    add(
+        "--SVD.checkpoint",
+        type=str,
+        default="checkpoints/svd_tiny.safetensors",
+        help="its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or what this project wrote",
+    )
+    parser.add_options(VideoOptions, "SVD")
     return parser
 
 
@@ -70,13 +74,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     flags = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if flags.seed < 0:
-        raise UserError(f"--seed: {flags.seed} cannot be used; expected 0 or more")
     check_video_format(flags.output_format, flags.SVD.fps)
     images = find_images(flags.image)
     failures: Dict[Path, UserError] = {}
     for image in images:
-        with noted(image, failures):
+        with collect_errors(image, failures):
             read_image(image, BACKGROUNDS[flags.background])
     readable = [image for image in images if image not in failures]
     if readable:
@@ -85,9 +87,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             runtime = setup_runtime(flags.mode or GRAPH_MODE, flags.device_target)
             pipeline = build_pipeline(flags)
             if flags.mode is None:
-                runtime = set_mode(runtime, pipeline.preferred_mode)
+                runtime = set_mode(runtime, preferred_mode(runtime.device))
             for image in readable:
-                with noted(image, failures):
+                with collect_errors(image, failures):
                     path = animate(pipeline, image, flags, runtime)
                     sys.stdout.write(f"{path}\n")
                     sys.stdout.flush()
@@ -96,7 +98,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 @contextmanager
-def noted(image: Path, failures: Dict[Path, UserError]) -> Iterator[None]:
+def collect_errors(image: Path, failures: Dict[Path, UserError]) -> Iterator[None]:
     """Keeps what goes wrong with one image for the end, so that the others are done."""
     try:
         yield

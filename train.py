@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, Iterator, Literal, Optional, Sequence
 
@@ -13,7 +12,7 @@ from jsonargparse import Namespace
 from data.video_dataset import VideoDataset
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
-from gm.config.command_parser import CommandParser
+from gm.config.command_parser import CommandParser, read_group
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
 from modules.training import options
@@ -52,7 +51,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--config", action="config", help="YAML file of these flags; those that follow it win")
     parser.add_argument("--svd_config", type=str, default="configs/svd.yaml", help="YAML file of the model")
     for name, group in GROUPS.items():
-        parser.add_class_arguments(group, name)
+        parser.add_options(group, name)
     parser.add_argument("--train.dataset.class_path", type=Literal[DATASET], default=DATASET, help="the only one")
     parser.add_class_arguments(VideoDataset, "train.dataset.init_args", skip={"seed"})
     return parser
@@ -62,18 +61,11 @@ def read_options(flags: Namespace) -> options.TrainingOptions:
     """The flags as objects, checked as far as they can be by themselves.
 
     Raises:
-        UserError: a number out of its range, or flags that do not go together.
+        UserError: flags that do not go together.
     """
-    groups = {name: _group(flags[name], group) for name, group in GROUPS.items()}
-    named = {name.rpartition(".")[2]: group for name, group in groups.items()}
-    named["run"], named["loss_scale"] = named.pop("train"), named.pop("LossScale")
-    result = options.TrainingOptions(**named, dataset=flags.train.dataset.init_args.as_dict())
-    result.check()
-    return result
-
-
-def _group(values: Namespace, group: type) -> Any:
-    return group(**{field.name: values[field.name] for field in fields(group)})
+    groups = {name.rpartition(".")[2]: read_group(group, flags, name) for name, group in GROUPS.items()}
+    groups["run"], groups["loss_scale"] = groups.pop("train"), groups.pop("LossScale")
+    return options.TrainingOptions(**groups, dataset=flags.train.dataset.init_args.as_dict())
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -104,7 +96,7 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     communicator = connect(environment.distributed, environment.shard_optimizer, runtime.device)
     svd_config, first = Path(flags.svd_config), communicator.rank == 0
     log = log_file(folder / LOG_NAME) if first else nullcontext()
-    with log, training_run(chosen, svd_config, runtime, communicator, resolved(flags)) as trainer:
+    with log, training_run(chosen, svd_config, communicator, resolved(flags)) as trainer:
         trainer.run()
         if first:
             sys.stdout.write(f"{trainer.checkpoints.newest()}\n")

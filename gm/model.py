@@ -1,10 +1,9 @@
 """Latent diffusion as three parts over one checkpoint file: conditioning, denoising and decoding."""
 
 import gc
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -12,10 +11,9 @@ from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
-from gm.backend.compile_cache import kept_compilation
-from gm.backend.kernel_fusion import worth_fusing
+from gm.backend import operators
 from gm.backend.operators import inference
-from gm.config.factory import Recipe
+from gm.config.factory import LazyConfig
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencodingEngine
 from gm.networks.conditioner import Conditioning
 from gm.networks.tiling import in_tiles
@@ -112,52 +110,48 @@ class Stage:
 def _as_it_is(source: TensorSource) -> TensorSource:
     return source
 
+
 # Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
 BATCHED_GUIDANCE_BYTES = 1 << 27
 
 
 class DiffusionEngine:
-    """Latent video diffusion from one frame.
+    """Latent diffusion, conditioned on what embedders make of named inputs.
 
     Args:
-        network: recipe of the UNet.
+        network: lazy config of the UNet.
         denoiser: the preconditioning.
-        conditioner: recipe of the embedders.
-        first_stage: recipe of the autoencoder.
+        conditioner: lazy config of the embedders.
+        first_stage: lazy config of the autoencoder.
         sampler: with its discretization and guider.
         scale_factor: what latents are multiplied by before diffusion.
-        num_frames, height, width: what the model was trained for; pixels.
+        height, width: what the model was trained for; pixels.
 
     Attributes:
-        fuse_kernels: whether sampling compiles fused kernels where it can (:mod:`gm.backend.kernel_fusion`); None: if
-            the UNet is large enough for that to pay.
+        backend: what :func:`gm.backend.operators.inference` is given beside the network: how it is compiled, if it is.
         feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.sampling.feature_cache`); 1: always.
-        tile_size: height and width in pixels that the autoencoder takes at once; larger pictures are encoded and
+        tile_size: height and width in pixels that the autoencoder takes at once; larger images are encoded and
             decoded in overlapping tiles (:mod:`gm.networks.tiling`). 0: of any size.
-        compile_cache: whether what sampling compiles is kept for the next run (:mod:`gm.backend.compile_cache`). The
-            network must be as its recipe makes it.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
 
     def __init__(
         self,
-        network: Recipe,
+        network: LazyConfig,
         denoiser: Denoiser,
-        conditioner: Recipe,
-        first_stage: Recipe,
+        conditioner: LazyConfig,
+        first_stage: LazyConfig,
         sampler: Sampler,
         scale_factor: float = 0.18215,
-        num_frames: int = 14,
         height: int = 576,
         width: int = 1024,
     ) -> None:
         self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
-        self.num_frames, self.height, self.width = num_frames, height, width
-        self.fuse_kernels: Optional[bool] = None
+        self.height, self.width = height, width
+        self.backend: Dict[str, Any] = {}
         self.feature_cache = 1
         self.tile_size = 0
-        self.compile_cache = False
         self._cache: Optional[FeatureCache] = None
         self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = Stage(network, "model.diffusion_model.", "UNet")
@@ -167,9 +161,9 @@ class DiffusionEngine:
     def stages(self) -> Tuple[Stage, Stage, Stage]:
         return self.network, self.conditioner, self.first_stage
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> Tuple[int, int, int, int]:
-        """(t, z, h, w) of a clip's latents, for its size in pixels."""
-        return num_frames, self._latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING
+    def latent_shape(self, height: int, width: int) -> Tuple[int, int, int]:
+        """(z, h, w) of an image's latent, for its size in pixels."""
+        return self._latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING
 
     @cached_property
     def _latent_channels(self) -> int:
@@ -208,24 +202,23 @@ class DiffusionEngine:
             return conditioner.condition(batch, self.tile_size)
 
     def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Denoises a batch of clips.
+        """Denoises latents.
 
         Args:
-            cond: of b clips.
-            noise: (b, t, 4, h, w), unit Gaussian.
+            cond: (b, …).
+            noise: (b, k, z, h, w), unit Gaussian: k images to each row of the conditioning.
             rng: for samplers that add noise on the way.
 
         Returns:
-            Latents (b, t, 4, h, w), still multiplied by the scale factor.
+            Latents (b, k, z, h, w), still multiplied by the scale factor.
         """
-        with self.network as network, self._fastest_mode(network):
-            recipe = self.network.build.node if self.compile_cache else None
-            evaluate = _network_function(network, self.network.dtype, self._features_of(network), recipe)
+        with self.network as network, inference(None, True, network, **self.backend):
+            evaluate = _network_function(self.network, self._features_of(network))
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
             return self.sampler(denoise, noise, rng, _progress("sampling"))
 
     def _features_of(self, network: nn.Cell) -> Optional[FeatureCache]:
-        """The feature cache, if there is to be one: for each network one, for it is compiled once."""
+        """The feature cache, if there is to be one: one for each network, because it is compiled once."""
         if self.feature_cache == 1:
             return None
         cache = self._cache
@@ -235,32 +228,26 @@ class DiffusionEngine:
         self._cache = None if self.network.offload else cache
         return cache
 
-    def _fastest_mode(self, network: nn.Cell) -> ContextManager:
-        """For a network without gradients, in the mode that is set."""
-        fuse = worth_fusing(network) if self.fuse_kernels is None else self.fuse_kernels
-        return inference(None, alone=True, fuse=fuse)
-
     def decode(self, latents: np.ndarray, chunk_size: Optional[int] = None) -> np.ndarray:
         """Latents to pixels.
 
         Args:
-            latents: (b, t, 4, h, w), multiplied by the scale factor.
-            chunk_size: frames decoded together; None or 0 for all. A remainder is decoded by itself.
+            latents: (b, k, z, h, w), multiplied by the scale factor.
+            chunk_size: images of a row decoded together; None or 0 for all. A remainder is decoded by itself.
 
         Returns:
-            (b, t, 3, 8h, 8w), about -1..1.
+            (b, k, 3, 8h, 8w), about -1..1.
         """
         chunk = chunk_size or latents.shape[1]
         with self.first_stage as autoencoder, inference(alone=True):
-            clips = []
-            for clip in latents / np.float32(self.scale_factor):
-                starts = range(0, len(clip), chunk)
-                parts = [clip[start : start + chunk] for start in starts]
-                clips.append([self._decoded(autoencoder, part) for part in _progress("decoding")(parts)])
-        return np.stack([np.concatenate(parts) for parts in clips])
+            rows = []
+            for row in latents / np.float32(self.scale_factor):
+                parts = [row[start : start + chunk] for start in range(0, len(row), chunk)]
+                rows.append(np.concatenate([self._decoded(autoencoder, part) for part in _progress("decoding")(parts)]))
+        return np.stack(rows)
 
     def _decoded(self, autoencoder: AutoencodingEngine, latents: np.ndarray) -> np.ndarray:
-        """(t, 4, h, w), not scaled -> (t, 3, 8h, 8w)."""
+        """(k, z, h, w), not scaled -> (k, 3, 8h, 8w)."""
 
         def decode(tile: np.ndarray) -> np.ndarray:
             return autoencoder.decode(Tensor(tile[None])).asnumpy()[0]
@@ -287,8 +274,9 @@ def _progress(title: str) -> Callable:
     return wrap
 
 
-def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureCache], recipe: Any) -> Callable:
-    """The UNet on host arrays: (x, c_noise, cond) -> F, all of b clips; with a recipe, what is compiled is kept."""
+def _network_function(part: Stage, cache: Optional[FeatureCache]) -> Callable:
+    """The UNet on host arrays: (x, c_noise, cond) -> F, all with b rows."""
+    network, dtype = part.net, part.dtype
     constants: Dict[int, Tuple[Conditioning, Tensor, Tensor]] = {}  # by the conditioning's identity
 
     def constant_inputs(cond: Conditioning) -> Tuple[Tensor, Tensor]:
@@ -297,14 +285,10 @@ def _network_function(network: nn.Cell, dtype: ms.Type, cache: Optional[FeatureC
         return constants[id(cond)][1:]
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
-        b, t, _, h, w = x.shape
+        b, k, _, h, w = x.shape
         inputs = (Tensor(cond.beside(x), dtype), Tensor(c_noise), *constant_inputs(cond))
-        if cache is not None:
-            out = cache(cond, *inputs)
-        else:
-            with nullcontext() if recipe is None else kept_compilation(recipe, inputs):
-                out = network(*inputs)
-        return out.astype(ms.float32).asnumpy().reshape(b, t, -1, h, w)
+        out = operators.current.call(network, part.build.node, inputs) if cache is None else cache(cond, *inputs)
+        return out.astype(ms.float32).asnumpy().reshape(b, k, -1, h, w)
 
     return evaluate
 
@@ -316,10 +300,10 @@ def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Condit
     one_batch = guider.interval == EVERY_SIGMA  # else steps of either kind would be compiled separately
 
     def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
-        b, t, _, h, w = x.shape
-        if not guider.is_active(t, sigma):
+        b, k, _, h, w = x.shape
+        if not guider.is_active(k, sigma):
             return denoiser(evaluate, x, sigma, cond)
-        if not one_batch or 2 * b * t * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
+        if not one_batch or 2 * b * k * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
             return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
         halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)
         return guider(halves[:b], halves[b:])

@@ -10,8 +10,7 @@ from data.image_reader import fit_image
 from gm.backend.operators import inference
 from gm.model import DiffusionEngine
 from modules.conditioning import image_autoencoder, in_image_autoencoder
-from modules.generation import to_frames, to_pixels
-from modules.pipeline import SVDPipeline
+from modules.pipeline import SVDPipeline, to_frames, to_pixels
 
 
 class Clip(NamedTuple):

@@ -8,6 +8,7 @@ import yaml
 
 import image_to_video
 import train
+from gm.config.command_parser import read_group
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
@@ -34,6 +35,16 @@ def test_the_table_has_every_flag_with_its_default():
             assert value in (None, 0), flag
         else:
             assert words == str(value), flag
+
+
+@pytest.mark.parametrize("command", [image_to_video, train])
+def test_every_flag_has_one_explanation_and_a_default_that_it_may_have(command):
+    parser = command.build_parser()
+    helps = {action.dest: action.help or "" for action in parser._actions}
+    flags = [name for name, _ in parser.get_defaults().items()]
+    assert len(flags) > 30 and not [flag for flag in flags if len(helps[flag].strip()) < 5]
+    for prefix, group in parser._options.items():
+        assert group() == read_group(group, parser.get_defaults(), prefix)
 
 
 def test_training_s_flags_exist():

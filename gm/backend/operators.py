@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 GRAPH_MODE, PYNATIVE_MODE = 0, 1
 SCORES_BUDGET = 1 << 26  # bytes: the largest block of attention scores that is ever held
@@ -164,6 +164,19 @@ class Operators:
         """
         return method(*inputs)
 
+    keep = False  # whether what `call` compiles is kept for the next process
+
+    def call(self, network: nn.Cell, recipe: Any, inputs: Sequence[Tensor]) -> Any:
+        """`network(*inputs)`, called from the host.
+
+        Args:
+            recipe: what the network is made from, as JSON can hold it: all that tells its graph from others.
+        """
+        from gm.backend.compile_cache import kept_compilation
+
+        with kept_compilation(recipe, inputs) if self.keep else nullcontext():
+            return network(*inputs)
+
     updates_from_host = False  # whether the three below are called tensor by tensor from the host, not in a graph
 
     def adamw(self, parameter, first, second, gradient, scale, lr, beta1, beta2, eps, decay):
@@ -210,28 +223,40 @@ def using(implementation: Operators) -> Iterator[Operators]:
 
 
 @contextmanager
-def inference(compiled: Optional[bool] = False, alone: bool = False, fuse: bool = False) -> Iterator[None]:
+def inference(
+    compiled: Optional[bool] = False,
+    alone: bool = False,
+    network: Optional[nn.Cell] = None,
+    fuse_kernels: Optional[bool] = False,
+    compile_cache: Optional[bool] = False,
+) -> Iterator[None]:
     """Networks run without gradients inside, and their parameters do not change meanwhile.
 
     Args:
         compiled: in graph mode; False runs operator by operator, whatever the mode outside, None in that mode.
         alone: the process does nothing else meanwhile, so that on a CPU of few cores its threads are given cores.
-        fuse: what is compiled for a CPU is compiled to fused kernels (:mod:`gm.backend.kernel_fusion`).
+        network: that is called inside.
+        fuse_kernels: what is compiled for a CPU is compiled to fused kernels (:mod:`gm.backend.kernel_fusion`); None
+            does where the network is large enough for that to pay.
+        compile_cache: what :meth:`Operators.call` compiles is kept for the next process
+            (:mod:`gm.backend.compile_cache`); None keeps it on CPU.
     """
     from gm.backend.ascend import AscendOperators
     from gm.backend.host import CompiledOperators, HostOperators
-    from gm.backend.kernel_fusion import fused_kernels
+    from gm.backend.kernel_fusion import fused_kernels, worth_fusing
     from gm.backend.thread_placement import threads_placed
 
     mode, on_host = ms.get_context("mode"), ms.get_context("device_target") == "CPU"
     compiled = mode == GRAPH_MODE if compiled is None else compiled
     ms.set_context(mode=GRAPH_MODE if compiled else PYNATIVE_MODE)
     try:
-        with fused_kernels() if fuse and compiled and on_host else nullcontext(False) as fused:
+        fuse = compiled and on_host and (worth_fusing(network) if fuse_kernels is None else fuse_kernels)
+        with fused_kernels() if fuse else nullcontext(False) as fused:
             if on_host:
                 implementation = _instance(CompiledOperators, fused) if compiled else HostOperators()
             else:
                 implementation = _instance(AscendOperators)
+            implementation.keep = on_host if compile_cache is None else compile_cache
             with using(implementation), threads_placed() if alone and on_host and not compiled else nullcontext():
                 yield
     finally:
@@ -243,7 +268,7 @@ def training(fuse: bool = False) -> Iterator[None]:
     """Gradients are computed and parameters updated inside.
 
     Args:
-        fuse: as in :func:`inference`.
+        fuse: compiles to fused kernels on CPU in graph mode.
     """
     from gm.backend.ascend import AscendOperators
     from gm.backend.kernel_fusion import fused_kernels

@@ -3,56 +3,61 @@
 import difflib
 import re
 import sys
-from typing import Any, List, NoReturn, Optional, Sequence
+from dataclasses import fields
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence, Type, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gm.config.factory import yaml_text
+from gm.config.values import Options, describe, expect, flags_below, show
 from gm.errors import UserError
 
-# What a user calls the types that jsonargparse's messages name.
-TYPE_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "tuple": "a list such as [0.5,0.5]",
-    "list": "a list such as [1,2]",
-}
+Group = TypeVar("Group", bound=Options)
 
 
 class CommandParser(ArgumentParser):
     """Parses flags and their YAML (`--config`); full names only, so that a typing error is never taken for a flag.
 
-    A yes/no flag may stand alone: `--SVD.offload` is `--SVD.offload=true`.
+    A yes/no flag may stand alone: `--SVD.offload` is `--SVD.offload=true`. Values are checked against the types and
+    ranges of their flags and groups (:mod:`gm.config.values`).
 
     Raises:
         UserError: from every parsing method, in place of printing the usage and exiting.
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(allow_abbrev=False, **kwargs)
+        self._options: Dict[str, Type[Options]] = {}
+
+    def add_options(self, group: Type[Options], prefix: str) -> None:
+        """A flag `--prefix.name` for each field of a group; the help is the text below the field."""
+        self.add_class_arguments(group, prefix)
+        self._options[prefix] = group
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        return super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        flags = super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        for name, annotation in self._types().items():
+            with flags_below("--"):
+                expect(name, flags[name], annotation)
+        for prefix, group in self._options.items():
+            read_group(group, flags, prefix)
+        return flags
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """A YAML file's flags; it is looked at first, so that none is opened that cannot be built."""
         yaml_text(path, "--config")
         return super().parse_path(path, *args, **kwargs)
 
-    def set_defaults(self, *args: Any, **kwargs: Any) -> None:
-        """Sets defaults, also of arguments without one in their class, which are then no longer required."""
-        super().set_defaults(*args, **kwargs)
-        for action in self._actions:
-            action.required = action.required and action.default is None
-
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Raises a UserError in place of argparse's usage text."""
-        raise UserError(explain_usage_error(message, self._flags())) from ex
+        raise UserError(explain_usage_error(message, self._types())) from ex
 
-    def _flags(self) -> List[str]:
-        return [f"--{key}" for key, _ in self.get_defaults().items()]
+    def _types(self) -> Dict[str, Any]:
+        """The annotated type of each flag."""
+        hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        return {name: hints.get(name, Any) for name, _ in self.get_defaults().items()}
 
     def _complete_switches(self, args: Sequence[str]) -> List[str]:
         """Gives `=true` to each yes/no flag that no value follows."""
@@ -63,25 +68,35 @@ class CommandParser(ArgumentParser):
         ]
 
 
-def explain_usage_error(message: str, flags: Sequence[str]) -> str:
+def read_group(group: Type[Group], flags: Namespace, prefix: str) -> Group:
+    """A group of options with the values of the flags `--prefix.name`.
+
+    Raises:
+        UserError: values that the group cannot have.
+    """
+    with flags_below(f"--{prefix}."):
+        return group(**{item.name: flags[prefix][item.name] for item in fields(group)})
+
+
+def explain_usage_error(message: str, types: Mapping[str, Any]) -> str:
     """Rewrites a message of argparse or jsonargparse as one line in plain words.
 
     Args:
         message: the message, any number of lines; one of an unknown kind is only brought onto one line.
-        flags: all flags there are, to suggest one where a name is unknown.
+        types: all flags there are, without their dashes, and the types of their values.
     """
     text = " ".join(message.split())
-    value_error = re.match(
-        r'Parser key "([\w.]+)": (.*?)(?: Given value type: .*)?(?:Given value|Got value): ?(.*)', text
-    )
-    if value_error:
-        return _explain_value(*value_error.groups())
+    value_error = re.match(r'Parser key "([\w.]+)": (?:.*(?:Given value|Got value): ?(.*))?', text)
+    if value_error and types.get(value_error.group(1)) not in (None, Any):
+        name, value = value_error.groups()
+        given = "that value" if value is None else show(value)
+        return f"--{name}: {given} cannot be used; expected {describe(types[name])}"
     unknown = re.match(r"unrecognized arguments: ([^\s=]+)", text)
     if unknown:
-        return _explain_unknown(unknown.group(1), flags, "")
+        return _explain_unknown(unknown.group(1), types, "")
     unknown_key = re.match(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", text)
     if unknown_key:
-        return _explain_unknown("--" + ".".join(filter(None, unknown_key.groups())), flags, " in the YAML file")
+        return _explain_unknown("--" + ".".join(filter(None, unknown_key.groups())), types, " in the YAML file")
     missing = re.match(r"the following arguments are required: (.*)", text)
     if missing:
         names = ", ".join(f"--{name}" for name in missing.group(1).split(", "))
@@ -90,17 +105,10 @@ def explain_usage_error(message: str, flags: Sequence[str]) -> str:
     return re.sub(r"^argument (--[\w.]+):", r"\1:", text)
 
 
-def _explain_value(key: str, expectation: str, value: str) -> str:
-    choices = re.findall(r"Literal\[(.*?)\]", expectation)
-    words = [f"one of {choice}".replace("'", "") for choice in choices]
-    words += [TYPE_WORDS[name] for name in re.findall(r"<class '(\w+)'>", expectation) if name in TYPE_WORDS]
-    expected = " or ".join(dict.fromkeys(words)) or expectation
-    return f"--{key}: {value or 'an empty value'} cannot be used; expected {expected}"
-
-
-def _explain_unknown(name: str, flags: Sequence[str], where: str) -> str:
+def _explain_unknown(name: str, types: Mapping[str, Any], where: str) -> str:
     if not name.startswith("-"):
         return f"unexpected argument {name}; each value follows its flag, see --help"
+    flags = [f"--{flag}" for flag in types]
     longer = [flag for flag in flags if flag.startswith(name)]
     close = longer or difflib.get_close_matches(name, flags, n=1)
     hint = f"did you mean {close[0]}?" if close else "see --help"

@@ -1,56 +1,28 @@
 """YAML to objects: `target` names a class, `params` its arguments.
 
 A parameter `x_config` (or `x`) that holds a `target` is built first and passed as `x`; lists and dictionaries are
-searched likewise. Where a class lists a parameter in its `DEFERRED`, it gets a :class:`Recipe` instead, and builds the
-part when it needs it. The reference toolkit's own target paths and options are understood (:mod:`gm.config.targets`).
+searched likewise. Where a class lists a parameter in its `DEFERRED`, it gets a :class:`LazyConfig` instead, and
+builds the part when it needs it. The reference toolkit's own target paths and options are understood
+(:mod:`gm.config.targets`).
 """
 
-import collections.abc
 import importlib
 import inspect
 import re
 import stat
 from io import StringIO
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union, get_args, get_origin
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from gm.config.targets import CLASSES, our_options, our_target
+from gm.config.targets import CLASSES, LIMITS, WHOLE_NUMBERS, our_options, our_target
+from gm.config.values import describe, fits, show
 from gm.errors import UserError
 from gm.files import reason
-
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-
-
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value has a parameter's annotated type; of generic types, sequences and unions are looked into.
-
-    What cannot be told (no annotation, callables) is taken to fit.
-    """
-    origin = get_origin(annotation)
-    if origin is Union:
-        return any(fits(value, choice) for choice in get_args(annotation))
-    if origin is collections.abc.Sequence:
-        return isinstance(value, (list, tuple)) and all(fits(item, get_args(annotation)[0]) for item in value)
-    if origin is not None or annotation is inspect.Parameter.empty or not isinstance(annotation, type):
-        return True
-    if annotation in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if annotation is float else annotation)
-
-
-def describe(annotation: Any) -> str:
-    """A parameter's type in a user's words."""
-    origin = get_origin(annotation)
-    if origin is Union:
-        return " or ".join(describe(choice) for choice in get_args(annotation) if choice is not type(None))
-    if origin is collections.abc.Sequence:
-        return "a list, each item " + describe(get_args(annotation)[0])
-    return WORDS.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
 
 SUFFIX = "_config"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -59,14 +31,19 @@ MOST_FILES = 32  # that a file is made of, through `base`
 MOST_NODES = 100_000  # of a file, its aliases written out
 
 
-class Recipe:
-    """A part that is built when called, as often as it is called."""
+class LazyConfig:
+    """A part that is built when called, as often as it is called.
 
-    def __init__(self, node: Mapping[str, Any]) -> None:
-        self.node = node
+    Args:
+        node: its target and params.
+        source: the flag and file that describe it, for error lines.
+    """
+
+    def __init__(self, node: Mapping[str, Any], source: str = "") -> None:
+        self.node, self.source = node, source
 
     def __call__(self, **arguments: Any) -> Any:
-        return instantiate(self.node, **arguments)
+        return instantiate(self.node, self.source, **arguments)
 
 
 def load_model(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Any:
@@ -78,10 +55,7 @@ def load_model(path: Union[str, Path], overrides: Optional[Sequence[str]] = None
     config = load_config(path, overrides, flag)
     if not isinstance(config.get("model"), dict):
         raise UserError(f"{flag}: {path} describes no `model`; configs/svd.yaml shows how")
-    try:
-        return instantiate(config["model"])
-    except UserError as error:
-        raise UserError(f"{flag}: {path}: {error}") from error
+    return instantiate(config["model"], f"{flag}: {path}: ")
 
 
 def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Dict:
@@ -199,25 +173,38 @@ def _yaml_problem(error: YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate(node: Mapping[str, Any], source: str = "", /, **arguments: Any) -> Any:
     """Builds what a `target`/`params` node describes.
 
     Args:
+        source: what error lines start with.
         arguments: added to, or in place of, the node's params.
 
     Raises:
         UserError: no such class, options that it does not have, or values that they cannot have.
     """
+    try:
+        return _instantiate(node, source, arguments)
+    except UserError as error:
+        raise UserError(f"{source}{error}") from error
+
+
+def _instantiate(node: Mapping[str, Any], source: str, arguments: Mapping[str, Any]) -> Any:
     target, params = _parts(node)
     cls = find_class(our_target(target))
     deferred: List[str] = getattr(cls, "DEFERRED", [])
     built = {}
     for key, value in our_options(target, params).items():
         name = key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
-        built[name] = Recipe(value) if name in deferred and value is not None else _build(value)
+        lazy = name in deferred and value is not None
+        built[name] = LazyConfig(value, source) if lazy else _build(value, source)
     built.update(arguments)
     _check_options(cls, target, built)
-    return cls(**built)
+    try:
+        return cls(**built)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # numbers that do not go together
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration's {target} cannot be built from its options: {line}") from error
 
 
 def _parts(node: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
@@ -246,13 +233,13 @@ def find_class(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _build(value: Any) -> Any:
+def _build(value: Any, source: str) -> Any:
     if isinstance(value, Mapping):
         if "target" in value:
-            return instantiate(value)
-        return {key: _build(item) for key, item in value.items()}
+            return _instantiate(value, source, {})
+        return {key: _build(item, source) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_build(item) for item in value]
+        return [_build(item, source) for item in value]
     return value
 
 
@@ -268,7 +255,8 @@ def _check_options(cls: Any, target: str, options: Mapping[str, Any]) -> None:
     if missing:
         raise UserError(f"the configuration's {target} lacks {', '.join(missing)}")
     for name, value in options.items():
-        annotation = parameters[name].annotation
-        if value is not parameters[name].default and not fits(value, annotation):
-            wanted = describe(annotation)
-            raise UserError(f"the configuration's {target} cannot have {name}={value!r}; expected {wanted}")
+        annotation, limits = parameters[name].annotation, LIMITS.get(name, WHOLE_NUMBERS)
+        if value is not parameters[name].default and not fits(value, annotation, limits):
+            wanted = describe(annotation, limits, value)
+            raise UserError(f"the configuration's {target} cannot have {name}={show(value)}; expected {wanted}")
+

@@ -8,13 +8,28 @@ other value is refused.
 import logging
 from typing import Any, Dict, Mapping, Sequence
 
+from gm.config.values import Range
 from gm.errors import UserError
+
+# The numbers that a model's YAML file may give to an option whose class names no range: those of the options by name,
+# and of any other.
+WHOLE_NUMBERS = Range(1, 16384)
+LIMITS: Mapping[str, Range] = {
+    "channel_mult": Range(1, 64),
+    "ch_mult": Range(1, 64),
+    "layers": Range(1, 256),
+    "num_frames": Range(1, 1024),
+    "num_res_blocks": Range(1, 32),
+    "scale_factor": Range(1e-6, 1e6),
+    "transformer_depth": Range(1, 32),
+    "vocab_size": Range(0, 1 << 20),
+}
 
 # Every class that a YAML file may name, where it is, and by which other paths: the reference's (mindone's), sgm's, and,
 # last, the one that this project had before. Nothing else is imported or called.
 _REFERENCE, _SGM = "gm.modules.diffusionmodules.", "sgm.modules.diffusionmodules."
 _CLASSES: Mapping[str, Sequence[str]] = {
-    "gm.model.DiffusionEngine": (
+    "modules.video_model.VideoDiffusionEngine": (
         "models.diffusion.VideoDiffusionEngine", "sgm.models.diffusion.DiffusionEngine", "gm.engine.DiffusionEngine",
     ),
     "gm.networks.autoencoder.AutoencoderKL": (
@@ -49,12 +64,12 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         "gm.denoiser.VScalingWithEDMcNoise",
     ),
     "gm.sampling.guidance.ConstantGuider": ("gm.guider.ConstantGuider",),
-    "gm.sampling.guidance.LinearPredictionGuider": (
+    "modules.video_guidance.LinearPredictionGuider": (
         _REFERENCE + "guiders.LinearPredictionGuider", "modules.diffusionmodules.guiders.LinearPredictionGuider",
         _SGM + "guiders.LinearPredictionGuider", "gm.guider.LinearPredictionGuider",
     ),
-    "gm.sampling.guidance.TrapezoidPredictionGuider": ("gm.guider.TrapezoidPredictionGuider",),
-    "gm.sampling.guidance.TrianglePredictionGuider": ("gm.guider.TrianglePredictionGuider",),
+    "modules.video_guidance.TrapezoidPredictionGuider": ("gm.guider.TrapezoidPredictionGuider",),
+    "modules.video_guidance.TrianglePredictionGuider": ("gm.guider.TrianglePredictionGuider",),
     "gm.sampling.samplers.ConsistencySampler": ("gm.sampler.ConsistencySampler",),
     "gm.sampling.samplers.DPMPP2MSampler": ("gm.sampler.DPMPP2MSampler",),
     "gm.sampling.samplers.EulerAncestralSampler": ("gm.sampler.EulerAncestralSampler",),

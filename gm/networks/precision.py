@@ -10,12 +10,16 @@ from gm.errors import UserError
 AMP_LEVELS = ("auto", "O0", "O2")
 
 
-def amp_dtype(amp_level: str, device: str) -> ms.Type:
+def amp_dtype(amp_level: str, device: Optional[str] = None) -> ms.Type:
     """fp32 for O0, fp16 for O2; `auto` is O2 on Ascend and O0 on CPU, which computes fp16 slowly.
+
+    Args:
+        device: by default MindSpore's.
 
     Raises:
         UserError: an unknown level.
     """
+    device = device or ms.get_context("device_target")
     if amp_level not in AMP_LEVELS:
         raise UserError(f"--SVD.amp_level: {amp_level!r} is none of {', '.join(AMP_LEVELS)}")
     if amp_level == "auto":

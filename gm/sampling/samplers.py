@@ -4,12 +4,16 @@ They work on host arrays: a clip's latents are a few megabytes, the network is e
 NumPy generator, so that one seed gives one video on every device and in every mode.
 """
 
-from typing import Callable, Iterable, Optional
+from typing import Annotated, Callable, Iterable, Mapping, Optional, Type
 
 import numpy as np
 
+from gm.config.values import Range
 from gm.sampling.guidance import Guider
 
+MAX_STEPS = 10_000
+Steps = Annotated[int, Range(1, MAX_STEPS)]
+Factor = Annotated[float, Range(0, 1e6)]
 Array = np.ndarray
 Denoise = Callable[[Array, float], Array]  # (x, σ) -> x0
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -24,7 +28,7 @@ class Sampler:
         num_steps: n.
     """
 
-    def __init__(self, discretization, guider: Guider, num_steps: int = 25) -> None:
+    def __init__(self, discretization, guider: Guider, num_steps: Steps = 25) -> None:
         self.discretization = discretization
         self.guider = guider
         self.num_steps = num_steps
@@ -76,11 +80,11 @@ class EDMSampler(Sampler):
         self,
         discretization,
         guider: Guider,
-        num_steps: int = 25,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
+        num_steps: Steps = 25,
+        s_churn: Factor = 0.0,
+        s_tmin: Factor = 0.0,
+        s_tmax: Annotated[float, Range(0, float("inf"))] = float("inf"),
+        s_noise: Factor = 1.0,
     ) -> None:
         super().__init__(discretization, guider, num_steps)
         self.s_churn, self.s_tmin, self.s_tmax, self.s_noise = s_churn, s_tmin, s_tmax, s_noise
@@ -126,7 +130,7 @@ class EulerAncestralSampler(Sampler):
     """
 
     def __init__(
-        self, discretization, guider: Guider, num_steps: int = 25, eta: float = 1.0, s_noise: float = 1.0
+        self, discretization, guider: Guider, num_steps: Steps = 25, eta: Factor = 1.0, s_noise: Factor = 1.0
     ) -> None:
         super().__init__(discretization, guider, num_steps)
         self.eta, self.s_noise = eta, s_noise
@@ -170,3 +174,12 @@ class DPMPP2MSampler(Sampler):
         self.last_denoised, self.last_sigma = denoised, sigma
         shrink = sigma_next / sigma
         return shrink * x + (1 - shrink) * estimate
+
+
+SAMPLERS: Mapping[str, Type[Sampler]] = {
+    "euler": EulerEDMSampler,
+    "heun": HeunEDMSampler,
+    "euler_ancestral": EulerAncestralSampler,
+    "dpmpp2m": DPMPP2MSampler,
+    "consistency": ConsistencySampler,
+}

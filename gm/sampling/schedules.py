@@ -1,6 +1,14 @@
 """Noise levels of a sampling run: `discretizer(n)` gives n falling sigmas and a final 0."""
 
+from typing import Annotated, Any, Mapping, Sequence
+
 import numpy as np
+
+from gm.config.values import Range
+
+SVD_SIGMA_MAX = 700.0
+Sigma = Annotated[float, Range(0, 1e6)]
+PositiveSigma = Annotated[float, Range(1e-6, 1e6)]
 
 # Sabour et al. 2024, "Align Your Steps", for Stable Video Diffusion and 10 steps.
 ALIGN_YOUR_STEPS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
@@ -14,7 +22,12 @@ class EDMDiscretization:
         rho: the schedule's exponent.
     """
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
+    def __init__(
+        self,
+        sigma_min: PositiveSigma = 0.002,
+        sigma_max: PositiveSigma = 80.0,
+        rho: Annotated[float, Range(0.01, 100)] = 7.0,
+    ) -> None:
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
     def __call__(self, num_steps: int) -> np.ndarray:
@@ -31,7 +44,7 @@ class AlignYourStepsDiscretization:
         sigmas: falling; the last marks the end of the interpolation and is replaced by 0.
     """
 
-    def __init__(self, sigmas=ALIGN_YOUR_STEPS_SVD) -> None:
+    def __init__(self, sigmas: Sequence[PositiveSigma] = ALIGN_YOUR_STEPS_SVD) -> None:
         self.sigmas = tuple(sigmas)
 
     def __call__(self, num_steps: int) -> np.ndarray:
@@ -40,3 +53,6 @@ class AlignYourStepsDiscretization:
         wanted = np.linspace(0, 1, num_steps + 1)
         sigmas = np.exp(np.interp(wanted, positions, np.log(self.sigmas)))
         return np.append(sigmas[:-1], 0.0)
+
+
+SCHEDULES: Mapping[str, Any] = {"karras": EDMDiscretization, "ays": AlignYourStepsDiscretization}

@@ -1,327 +1,261 @@
-"""The options of train.py, as in the reference toolkit's svd_train.yaml and beyond."""
+"""The options of train.py, as in the reference toolkit's svd_train.yaml and beyond, each stated once."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Literal, Optional, Tuple
+from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple
 
-from data.motion_bucket import MAX_BUCKET
+from gm.config.values import OptionError, Options, Range, expect
 from gm.errors import UserError
-from modules.frame_size import check_frame_size
+from modules.options import MAX_FRAMES, ClipOptions, Frames, Seed, Share, Size
+
+Count = Annotated[int, Range(1, 10**9)]  # of steps
+CountOrNone = Annotated[int, Range(0, 10**9)]  # 0 for none
+Log = Annotated[float, Range(-50, 50)]  # of a noise level
+Deviation = Annotated[float, Range(0, 50)]
+Weight = Annotated[float, Range(0, 1e6)]  # of a part of a loss
+Positive = Annotated[float, Range(1e-30, 1e6)]
+BelowOne = Annotated[float, Range(0, 1 - 1e-12)]
+DATASET = {"frames": Frames, "step": Annotated[int, Range(1, 10**6)], "height": Size, "width": Size}
 
 
 @dataclass
-class SigmaOptions:
-    """The noise levels that are trained: ln σ ~ N(P_mean, P_std²), one σ per clip.
-
-    Args:
-        P_mean: 1.0 for 576x1024, 0.7 for 320x576; lower for smaller frames.
-        P_std: 1.6.
-    """
-
-    P_mean: float = 1.0
-    P_std: float = 1.6
-
-
-@dataclass
-class CondAugOptions:
-    """The noise of the conditioning frame: ln cond_aug ~ N(mean, std²), one value per clip.
-
-    Args:
-        mean: of the logarithm.
-        std: of the logarithm.
-    """
-
-    mean: float = -3.0
-    std: float = 0.5
-
-
-@dataclass
-class DropoutOptions:
-    """How often a clip is trained without its picture, for classifier-free guidance.
-
-    Args:
-        both: probability that CLIP token and latent are dropped.
-        token: that only the CLIP token is.
-        latent: that only the latent is.
-    """
-
-    both: float = 0.1
-    token: float = 0.05
-    latent: float = 0.05
-
-
-@dataclass
-class AutoencoderOptions:
-    """The loss of the stages autoencoder and decoder.
-
-    Args:
-        edge_weight: of the differences between neighbouring pixels, and frames, beside the pixels'.
-        colour_weight: of the mean colours of blocks of 8x8 pixels.
-        rms_weight: of a clip's root mean square error, beside the mean absolute one: large errors count for more.
-        anchor_weight: of the distance between the latent's first three channels and the mean red, green and blue of
-            their 8x8 pixels, so that no colour is left out (stage autoencoder).
-        kl_weight: of the latent's divergence from a unit Gaussian (stage autoencoder).
-        latent_noise: standard deviation of the noise added to scaled latents (stage decoder): it learns to forgive.
-    """
-
-    edge_weight: float = 0.5
-    colour_weight: float = 1.0
-    rms_weight: float = 0.0
-    anchor_weight: float = 0.0
-    kl_weight: float = 1e-3
-    latent_noise: float = 0.1
-
-    def check(self) -> None:
-        """Raises a UserError for a number out of its range."""
-        for name, value in vars(self).items():
-            if not value >= 0:
-                raise UserError(f"--train.autoencoder.{name} is {value:g}; it is 0 or more")
-
-
-@dataclass
-class LoRAOptions:
-    """Low-rank adaptation in place of training the layers themselves.
-
-    Args:
-        rank: 0 trains no LoRA but the layers.
-        alpha: the branch counts alpha / rank; by default once.
-        targets: temporal, spatial, all (attention layers), or a regular expression for names of linear layers.
-    """
-
-    rank: int = 0
-    alpha: Optional[float] = None
-    targets: str = "temporal"
-
-@dataclass
-class EnvironmentOptions:
-    """Where and how the program runs.
-
-    Args:
-        mode: of MindSpore: 0 graph (compiles first, then fastest), 1 PyNative.
-        seed: of all random numbers, 0 or more: the same seed gives the same run.
-        device_target: auto takes an Ascend card if there is one, else the CPU.
-        distributed: several processes train together; start them with msrun.
-        shard_optimizer: each Ascend card holds a share of the optimizer's state, with distributed.
-        fuse_kernels: on CPU in graph mode, compile chains of small operators to one kernel each, which takes a minute
-            and a quarter off a step of the UNet. By default for runs of 300 updates or more of the stage unet; it needs
-            g++.
-        debug: log more.
-        enable_modelarts: the reference toolkit's; False only.
-    """
+class EnvironmentOptions(Options):
+    """Where and how the program runs."""
 
     mode: Literal[0, 1] = 0
-    seed: int = 42
+    """of MindSpore: 0 graph (compiles first, then fastest), 1 PyNative"""
+    seed: Seed = 42
+    """of all random numbers: the same seed gives the same run"""
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
+    """auto takes an Ascend card if there is one, else the CPU"""
     distributed: bool = False
+    """several processes train together; start them with msrun"""
     shard_optimizer: bool = False
+    """each Ascend card holds a share of the optimizer's state, with distributed"""
     fuse_kernels: Optional[bool] = None
+    """on CPU in graph mode, compile chains of small operators to one kernel each, which takes a minute and a quarter
+    off a step of the UNet; by default for runs of 300 updates or more of the stage unet; it needs g++"""
     debug: bool = False
+    """log more"""
     enable_modelarts: Literal[False] = False
+    """the reference toolkit's; False only"""
 
 
 @dataclass
-class RunOptions:
-    """What is trained from what, for how long.
-
-    Args:
-        stage: what is trained: the UNet; the image autoencoder from scratch, whose results the temporal decoder starts
-            from; or the temporal decoder.
-        epochs: passes over the videos; each gives one clip of every video.
-        max_steps: updates after which to stop even if epochs are left.
-        temporal_only: train the temporal layers only; False trains the whole network of the stage.
-        pretrained: the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this
-            program wrote. Empty starts from random weights.
-        output_dir: folder of the run: checkpoints, log, curves, validation videos.
-        resume: auto goes on with the newest checkpoint in output_dir, if there is one; or the path of a checkpoint.
-            Empty starts anew.
-        checkpoint_every: steps between two checkpoints.
-        keep: how many of the newest checkpoints stay; 0 keeps all.
-        amp_level: O0 trains in fp32; O2 computes in fp16 with fp32 weights, norms and loss; auto is O2 on Ascend and O0
-            on CPU.
-        recompute: keep less for the backward pass and compute it again: far less memory, about a third more time.
-        ema_decay: of the average of the weights, which is what is saved for use and validated with; 0 for none.
-        max_nonfinite: stop after so many steps in a row without a finite loss and gradient.
-        encode_chunk_size: frames that the autoencoder encodes together.
-        log_every: steps between two lines in the log.
-        sink_size: the reference toolkit's; -1 only.
-    """
+class RunOptions(Options):
+    """What is trained from what, for how long."""
 
     stage: Literal["unet", "autoencoder", "decoder"] = "unet"
-    epochs: int = 100
-    max_steps: Optional[int] = None
+    """what is trained: the UNet; the image autoencoder from scratch, whose results the temporal decoder starts from; or
+    the temporal decoder"""
+    epochs: Count = 100
+    """passes over the videos; each gives one clip of every video"""
+    max_steps: Optional[Count] = None
+    """updates after which to stop even if epochs are left"""
     temporal_only: bool = True
+    """train the temporal layers only; False trains the whole network of the stage"""
     pretrained: Optional[str] = None
+    """the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this program wrote;
+    empty starts from random weights"""
     output_dir: str = "output/train"
+    """folder of the run: checkpoints, log, curves, validation videos"""
     resume: Optional[str] = None
-    checkpoint_every: int = 500
-    keep: int = 3
+    """auto goes on with the newest checkpoint in output_dir, if there is one; or the path of a checkpoint; empty starts
+    anew"""
+    checkpoint_every: Count = 500
+    """steps between two checkpoints"""
+    keep: CountOrNone = 3
+    """how many of the newest checkpoints stay; 0 keeps all"""
     amp_level: Literal["auto", "O0", "O2"] = "auto"
+    """O0 trains in fp32; O2 computes in fp16 with fp32 weights, norms and loss; auto is O2 on Ascend and O0 on CPU"""
     recompute: bool = False
-    ema_decay: float = 0.9999
-    max_nonfinite: int = 20
-    encode_chunk_size: int = 4
-    log_every: int = 10
+    """keep less for the backward pass and compute it again: far less memory, about a third more time"""
+    ema_decay: BelowOne = 0.9999
+    """of the average of the weights, which is what is saved for use and validated with; 0 for none"""
+    max_nonfinite: Count = 20
+    """stop after so many steps in a row without a finite loss and gradient"""
+    encode_chunk_size: Annotated[int, Range(1, MAX_FRAMES)] = 4
+    """frames that the autoencoder encodes together"""
+    log_every: Count = 10
+    """steps between two lines in the log"""
     sink_size: Literal[-1] = -1
-
-    def check(self) -> None:
-        """Raises a UserError for a number out of its range."""
-        for name in ("epochs", "checkpoint_every", "max_nonfinite", "encode_chunk_size", "log_every"):
-            _at_least(f"--train.{name}", getattr(self, name), 1)
-        _at_least("--train.keep", self.keep, 0)
-        if self.max_steps is not None:
-            _at_least("--train.max_steps", self.max_steps, 1)
+    """the reference toolkit's; -1 only"""
 
 
 @dataclass
-class DataloaderOptions:
-    """Batches.
+class DataloaderOptions(Options):
+    """Batches."""
 
-    Args:
-        batch_size: clips in a batch, on each device.
-        shuffle: a new order each epoch.
-        drop_remainder: leave out an epoch's last, smaller batch.
-        num_workers: processes that read videos; 0 reads in this one.
-    """
-
-    batch_size: int = 1
+    batch_size: Annotated[int, Range(1, 65536)] = 1
+    """clips in a batch, on each device"""
     shuffle: bool = True
+    """a new order each epoch"""
     drop_remainder: bool = True
-    num_workers: int = 0
+    """leave out an epoch's last, smaller batch"""
+    num_workers: Annotated[int, Range(0, 1024)] = 0
+    """processes that read videos; 0 reads in this one"""
 
 
 @dataclass
-class SchedulerOptions:
-    """The learning rate.
-
-    Args:
-        name: constant, or falling from lr to end_lr by cosine_decay or polynomial_decay.
-        lr: the highest.
-        end_lr: the last one of the two that fall.
-        warmup_steps: updates in which it rises to lr.
-        power: of polynomial_decay; 1 is a straight line.
-    """
+class SchedulerOptions(Options):
+    """The learning rate."""
 
     name: Literal["constant", "cosine_decay", "polynomial_decay"] = "constant"
-    lr: float = 1e-5
-    end_lr: float = 1e-7
-    warmup_steps: int = 0
-    power: float = 1.0
+    """constant, or falling from lr to end_lr by cosine_decay or polynomial_decay"""
+    lr: Positive = 1e-5
+    """the highest"""
+    end_lr: Annotated[float, Range(0, 1e6)] = 1e-7
+    """the last one of the two that fall, at most lr"""
+    warmup_steps: CountOrNone = 0
+    """updates in which it rises to lr"""
+    power: Positive = 1.0
+    """of polynomial_decay; 1 is a straight line"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end_lr > self.lr:
+            raise OptionError(f"end_lr: {self.end_lr:g} cannot be used; expected at most lr, {self.lr:g}")
 
 
 @dataclass
-class OptimizerOptions:
-    """AdamW, as PyTorch computes it.
-
-    Args:
-        name: adamw.
-        betas: decay of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, of all trained tensors.
-    """
+class OptimizerOptions(Options):
+    """AdamW, as PyTorch computes it."""
 
     name: Literal["adamw"] = "adamw"
-    betas: Tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    """adamw"""
+    betas: Tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """decay of the two moments"""
+    eps: Positive = 1e-8
+    """added to the root of the second moment"""
+    weight_decay: Weight = 0.01
+    """decoupled, of all trained tensors"""
 
 
 @dataclass
-class SettingsOptions:
-    """How an update is made.
-
-    Args:
-        drop_overflow_update: after an fp16 overflow go on with the next batches; False repeats the same ones with the
-            lower loss scale.
-        gradient_accumulation_steps: batches in one update.
-        clip_grad: limit the gradients.
-        clip_norm: to this norm of all of them together.
-    """
+class SettingsOptions(Options):
+    """How an update is made."""
 
     drop_overflow_update: bool = False
-    gradient_accumulation_steps: int = 1
+    """after an fp16 overflow go on with the next batches; False repeats the same ones with the lower loss scale"""
+    gradient_accumulation_steps: Annotated[int, Range(1, 10**6)] = 1
+    """batches in one update"""
     clip_grad: bool = True
-    clip_norm: float = 1.0
-
-    def check(self) -> None:
-        """Raises a UserError for a number out of its range."""
-        _at_least("--train.settings.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
-        if not self.clip_norm > 0:
-            raise UserError(f"--train.settings.clip_norm is {self.clip_norm:g}; it is above 0")
+    """limit the gradients"""
+    clip_norm: Positive = 1.0
+    """to this norm of all of them together"""
 
 
 @dataclass
-class LatentCacheOptions:
-    """Clips encoded once, so that neither encoder is in memory while training.
+class SigmaOptions(Options):
+    """The noise levels that are trained: ln σ ~ N(P_mean, P_std²), one σ per clip."""
 
-    Args:
-        folder: for the encoded clips; made if it is not there. Empty encodes while training.
-        windows: clips kept of each video.
-        draws: of the conditioning frame's noise kept for each clip.
-    """
+    P_mean: Log = 1.0
+    """1.0 for 576x1024, 0.7 for 320x576; lower for smaller frames"""
+    P_std: Deviation = 1.6
+    """the standard deviation of the logarithm; SVD's is 1.6"""
+
+
+@dataclass
+class CondAugOptions(Options):
+    """The noise of the conditioning frame: ln cond_aug ~ N(mean, std²), one value per clip."""
+
+    mean: Log = -3.0
+    """of the logarithm"""
+    std: Deviation = 0.5
+    """the standard deviation of the logarithm"""
+
+
+@dataclass
+class DropoutOptions(Options):
+    """How often a clip is trained without its image, for classifier-free guidance; the three exclude each other."""
+
+    both: Share = 0.1
+    """probability that CLIP token and latent are dropped"""
+    token: Share = 0.05
+    """that only the CLIP token is"""
+    latent: Share = 0.05
+    """that only the latent is"""
+
+
+@dataclass
+class AutoencoderOptions(Options):
+    """The loss of the stages autoencoder and decoder."""
+
+    edge_weight: Weight = 0.5
+    """of the differences between neighbouring pixels, and frames, beside the pixels'"""
+    colour_weight: Weight = 1.0
+    """of the mean colours of blocks of 8x8 pixels"""
+    rms_weight: Weight = 0.0
+    """of a clip's root mean square error, beside the mean absolute one: large errors count for more"""
+    anchor_weight: Weight = 0.0
+    """of the distance between the latent's first three channels and the mean red, green and blue of their 8x8 pixels,
+    so that no colour is left out (stage autoencoder)"""
+    kl_weight: Weight = 1e-3
+    """of the latent's divergence from a unit Gaussian (stage autoencoder)"""
+    latent_noise: Weight = 0.1
+    """standard deviation of the noise added to scaled latents (stage decoder): it learns to forgive"""
+
+
+@dataclass
+class LoRAOptions(Options):
+    """Low-rank adaptation in place of training the layers themselves."""
+
+    rank: Annotated[int, Range(0, 4096)] = 0
+    """0 trains no LoRA but the layers"""
+    alpha: Optional[Positive] = None
+    """the branch counts alpha / rank; by default once"""
+    targets: str = "temporal"
+    """temporal, spatial, all (attention layers), or a regular expression for names of linear layers"""
+
+
+@dataclass
+class LatentCacheOptions(Options):
+    """Clips encoded once, so that neither encoder is in memory while training."""
 
     folder: Optional[str] = None
-    windows: int = 1
-    draws: int = 8
+    """for the encoded clips; made if it is not there; empty encodes while training"""
+    windows: Annotated[int, Range(1, 10**6)] = 1
+    """clips kept of each video"""
+    draws: Annotated[int, Range(1, 10**6)] = 8
+    """of the conditioning frame's noise kept for each clip"""
 
 
 @dataclass
-class ValidationOptions:
-    """Videos sampled while training, always from the same images and seeds.
+class ValidationOptions(ClipOptions):
+    """Videos sampled while training, always from the same images and seeds."""
 
-    Args:
-        every: steps between; 0 for none.
-        images: an image, or a folder of them.
-        seeds: of the noise; each image is animated with each.
-        fps: frames per second.
-        motion_bucket_id: how much motion, 0 to 255.
-        noise_aug_strength: noise added to the image.
-        sampling_steps: 0 takes the model's.
-        decode_chunk_size: frames decoded at a time; 0 decodes all at once.
-    """
-
-    every: int = 0
+    every: CountOrNone = 0
+    """steps between; 0 for none"""
     images: Optional[str] = None
-    seeds: List[int] = field(default_factory=lambda: [42])
-    fps: int = 7
-    motion_bucket_id: int = 127
-    noise_aug_strength: float = 0.02
-    sampling_steps: int = 0
-    decode_chunk_size: int = 0
+    """an image, or a folder of them"""
+    seeds: List[Seed] = field(default_factory=lambda: [42])
+    """of the noise; each image is animated with each"""
 
-    def check(self) -> None:
-        """Raises a UserError unless the options go together."""
-        _at_least("--train.validation.every", self.every, 0)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.every) != bool(self.images):
             given, lacking = ("every", "images") if self.every else ("images", "every")
-            raise UserError(f"--train.validation.{given} needs --train.validation.{lacking}")
-        for name, lowest in (("fps", 1), ("motion_bucket_id", 0), ("sampling_steps", 0), ("decode_chunk_size", 0)):
-            _at_least(f"--train.validation.{name}", getattr(self, name), lowest)
-        for seed in self.seeds:
-            _at_least("--train.validation.seeds", seed, 0)
-        if self.motion_bucket_id > MAX_BUCKET:
-            raise UserError(f"--train.validation.motion_bucket_id is {self.motion_bucket_id}; it is 0 to {MAX_BUCKET}")
-        if not 0 <= self.noise_aug_strength < math.inf:
-            raise UserError(f"--train.validation.noise_aug_strength is {self.noise_aug_strength}; it is 0 or more")
+            raise OptionError(f"{given} needs --train.validation.{lacking}")
 
 
 @dataclass
-class LossScaleOptions:
-    """The loss scale of fp16 training (O2).
+class LossScaleOptions(Options):
+    """The loss scale of fp16 training (O2)."""
 
-    Args:
-        loss_scale_value: to start with.
-        scale_factor: what it is divided by after an overflow, and multiplied by after a window without.
-        scale_window: updates in a window.
-    """
-
-    loss_scale_value: float = 65536.0
-    scale_factor: float = 2.0
-    scale_window: int = 1000
+    loss_scale_value: Annotated[float, Range(1, 2**24)] = 65536.0
+    """to start with"""
+    scale_factor: Annotated[float, Range(1 + 1e-6, 1e6)] = 2.0
+    """what it is divided by after an overflow, and multiplied by after a window without"""
+    scale_window: Count = 1000
+    """updates in a window"""
 
 
 @dataclass
 class TrainingOptions:
-    """All of them, with the data set's arguments."""
+    """All of them, with the data set's arguments.
+
+    Raises:
+        UserError: options that do not go together.
+    """
 
     environment: EnvironmentOptions
     run: RunOptions
@@ -339,25 +273,18 @@ class TrainingOptions:
     validation: ValidationOptions
     loss_scale: LossScaleOptions
 
-    def check(self) -> None:
-        """Raises a UserError for what can be told from the options alone."""
-        if self.environment.seed < 0:
-            raise UserError(f"--environment.seed is {self.environment.seed}; it is 0 or more")
-        for options in (self.run, self.settings, self.autoencoder, self.validation):
-            options.check()
+    def __post_init__(self) -> None:
+        for name, annotation in DATASET.items():
+            expect(f"--train.dataset.init_args.{name}", self.dataset[name], annotation)
         if not self.run.pretrained and (self.run.temporal_only or self.lora.rank):
             raise UserError(
                 "--train.pretrained is empty: random layers would stay frozen; name a checkpoint, or train all with "
                 "--train.temporal_only=False and without a LoRA"
             )
-        self._check_stage()
-        for name in ("height", "width"):
-            check_frame_size(f"--train.dataset.init_args.{name}", self.dataset[name])
+        if self.run.stage != "unet":
+            self._refuse_the_unet_s_options()
 
-    def _check_stage(self) -> None:
-        """Raises a UserError for options that the stage has no use for."""
-        if self.run.stage == "unet":
-            return
+    def _refuse_the_unet_s_options(self) -> None:
         useless = {
             "--train.lora.rank": self.lora.rank,
             "--train.latent_cache.folder": self.latent_cache.folder,
@@ -369,11 +296,6 @@ class TrainingOptions:
         for flag, value in useless.items():
             if value:
                 raise UserError(f"{flag} is not for --train.stage={self.run.stage}; leave it off")
-
-
-def _at_least(flag: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise UserError(f"{flag} is {value}; it is {lowest} or more")
 
 
 def pick(options: Any) -> Dict[str, Any]:

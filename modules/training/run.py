@@ -11,8 +11,6 @@ import numpy as np
 
 from data.dataloader import make_dataloader
 from data.video_dataset import VideoDataset
-from gm.backend.kernel_fusion import suitable
-from gm.backend.runtime import Runtime
 from gm.config.factory import load_config, load_model
 from gm.errors import UserError
 from gm.model import DiffusionEngine
@@ -40,13 +38,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def training_run(
-    options: TrainingOptions, svd_config: Path, runtime: Runtime, communicator: Communicator, config: Mapping[str, Any]
+    options: TrainingOptions, svd_config: Path, communicator: Communicator, config: Mapping[str, Any]
 ) -> Iterator[Trainer]:
     """A trainer for the options, resumed if they ask for it; inside the block no other run may use its folder.
 
     Args:
         svd_config: YAML file of the model.
-        runtime: the device and mode.
         communicator: the processes that train together.
         config: all options, resolved, to be saved beside the checkpoints.
 
@@ -61,10 +58,10 @@ def training_run(
         VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
         check_numbers(options)
         callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
-        engine.fuse_kernels = options.environment.fuse_kernels
+        engine.backend = {"fuse_kernels": options.environment.fuse_kernels}
         weights = attach_weights(engine, options, communicator)
         dataset = open_dataset(options, dataset_args, engine, communicator)
-        amp = amp_level(options, runtime)
+        amp = amp_level(options)
         stage = build_stage(engine, options, amp)
         batches, steps = plan_batches(options, dataset, communicator)
         model = load_config(svd_config, flag="--svd_config")["model"]
@@ -178,7 +175,7 @@ def build_step(
     parameters = list(stage.parameters.values())
     settings, fuse = options.settings, options.environment.fuse_kernels
     if fuse is None:  # the same for a run and for its resumption, because the losses' last digits depend on it
-        fuse = suitable() and options.run.stage == "unet" and steps >= STEPS_TO_FUSE
+        fuse = options.run.stage == "unet" and steps >= STEPS_TO_FUSE
     return TrainStep(
         stage.loss,
         parameters,
@@ -199,9 +196,9 @@ def adamw_options(options: TrainingOptions) -> AdamWOptions:
     return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
 
 
-def amp_level(options: TrainingOptions, runtime: Runtime) -> str:
+def amp_level(options: TrainingOptions) -> str:
     """O0 or O2. The autoencoder is always trained in fp32: in fp16 its activations overflow."""
-    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level, runtime.device) == ms.float16
+    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level) == ms.float16
     return "O2" if half else "O0"
 
 

@@ -16,7 +16,8 @@ from gm.files import PathLike
 from gm.model import DiffusionEngine
 from gm.training.callbacks import Callback, TensorBoardLog, keep_training
 from gm.training.trainer import Trainer
-from modules.generation import ClipSettings, draw_noise, generate, to_frames, to_pixels
+from modules.options import ClipOptions
+from modules.pipeline import draw_noise, generate, to_frames, to_pixels
 
 FOLDER = "validation"  # in the run's folder
 FLAG = "--train.validation."
@@ -65,7 +66,7 @@ class ValidationVideos(Callback):
         self._paths: List[Path] = find_images(images, f"{FLAG}images")
         self._images = [fit_image(read_image(path), height, width) for path in self._paths]
         self._num_frames, self._seeds, self._sampling_steps = num_frames, list(seeds), sampling_steps
-        self._settings = ClipSettings(fps, motion_bucket_id, noise_aug_strength, decode_chunk_size)
+        self._settings = ClipOptions(fps, motion_bucket_id, noise_aug_strength, decode_chunk_size)
         self._log = log
 
     def on_validation(self, step: int, trainer: Trainer) -> None:

@@ -22,7 +22,7 @@ Shape = Tuple[int, ...]
 _log = logging.getLogger(__name__)
 
 FORMAT_VERSION = "0.24.0"  # the first diffusers with StableVideoDiffusionPipeline
-ENGINE, VIDEO_UNET = "gm.model.DiffusionEngine", "modules.video_unet.VideoUNet"
+ENGINE, VIDEO_UNET = "modules.video_model.VideoDiffusionEngine", "modules.video_unet.VideoUNet"
 IMAGE_TOWER = "gm.networks.clip.VisionTransformer"
 PLAIN_VAE, TEMPORAL_VAE = "AutoencoderKL", "AutoencoderKLTemporalDecoder"
 NORM_GROUPS = 32  # fixed in diffusers

@@ -38,7 +38,6 @@ class StandIn:
     """
 
     num_frames, height, width, fps = 2, 64, 64, 7
-    preferred_mode = 1
 
     def __init__(self, frames):
         self.frames = frames

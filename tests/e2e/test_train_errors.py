@@ -11,23 +11,23 @@ import train
 from gm.errors import UserError
 from tests.e2e.training import PROJECT, Workplace
 
-CLIPS = "--train.dataset.init_args."
+CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (["--train.epohcs=3"], "unknown flag --train.epohcs; did you mean --train.epochs"),
-        (["--train.epochs=0"], "--train.epochs is 0; it is 1 or more"),
+        (["--train.epochs=0"], "--train.epochs: 0 cannot be used; expected a whole number from 1 to"),
         (["--train.epochs=many"], "--train.epochs: many cannot be used; expected a whole number"),
         ([f"{CLIPS}data_dir=/nowhere"], "/nowhere"),
         ([f"{CLIPS}metadata=/nowhere.csv"], "--train.dataset.init_args.metadata: cannot read /nowhere.csv"),
         ([f"{CLIPS}frames=100"], "frames x step = 100 x 2 = 200, and the longest of its 4 videos has 12"),
-        ([f"{CLIPS}height=70"], "--train.dataset.init_args.height=70: must be a multiple of 64, such as 64"),
+        ([f"{CLIPS}height=70"], f"{CLIPS}height: 70 cannot be used; expected a multiple of 64"),
         (["--train.dataset.class_path=my.Videos"], "--train.dataset.class_path: my.Videos cannot be used"),
         (["--train.dataloader.batch_size=5"], "4 usable videos do not fill one batch of 5"),
         (["--train.settings.gradient_accumulation_steps=9"], "are not enough for one update"),
-        (["--train.settings.clip_norm=0"], "--train.settings.clip_norm is 0"),
+        (["--train.settings.clip_norm=0"], "--train.settings.clip_norm: 0 cannot be used; expected a number from"),
         (["--train.pretrained=/nowhere.safetensors"], "there is no checkpoint /nowhere.safetensors"),
         (["--train.pretrained="], "--train.pretrained is empty: random layers would stay frozen"),
         ([f"--svd_config={PROJECT / 'configs/svd_tiny.yaml'}"], "does not fit the network of the configuration"),
@@ -35,22 +35,22 @@ CLIPS = "--train.dataset.init_args."
         (["--train.output_dir=/proc/run"], "--train.output_dir: cannot write in /proc/run"),
         (["--train.resume=/nowhere"], "--train.resume: /nowhere is neither a checkpoint's folder"),
         (["--train.scheduler.name=linear"], "--train.scheduler.name: linear cannot be used"),
-        (["--train.scheduler.end_lr=1"], "--train.scheduler.end_lr is 1"),
+        (["--train.scheduler.end_lr=1"], "--train.scheduler.end_lr: 1 cannot be used; expected at most lr, 0.001"),
         (["--train.optimizer.betas=[0.9,1.0]"], "--train.optimizer.betas"),
-        (["--train.dropout.both=2"], "--train.dropout.both is 2"),
-        (["--train.sigma.P_std=-1"], "--train.sigma: the standard deviation -1.0"),
-        (["--train.ema_decay=1"], "--train.ema_decay is 1"),
+        (["--train.dropout.both=2"], "--train.dropout.both: 2 cannot be used; expected a number from 0 to 1"),
+        (["--train.sigma.P_std=-1"], "--train.sigma.P_std: -1 cannot be used; expected a number from 0 to"),
+        (["--train.ema_decay=1"], "--train.ema_decay: 1 cannot be used; expected a number from 0 to 0.999999999999"),
         (["--train.lora.rank=2", "--train.lora.targets=all"], "--train.lora.targets=all has spatial layers"),
         (["--train.lora.rank=2", "--train.lora.targets=nothing"], "no linear layer's name matches 'nothing'"),
         (["--train.validation.every=5"], "--train.validation.every needs --train.validation.images"),
         (["--train.validation.every=5", "--train.validation.images=/nowhere"], "--train.validation.images"),
-        (["--train.validation.decode_chunk_size=-1"], "--train.validation.decode_chunk_size is -1; it is 0 or more"),
-        (["--train.validation.motion_bucket_id=999"], "--train.validation.motion_bucket_id is 999; it is 0 to 255"),
-        (["--train.validation.noise_aug_strength=-1"], "--train.validation.noise_aug_strength is -1"),
-        (["--train.validation.seeds=[3,-2]"], "--train.validation.seeds is -2"),
-        (["--train.cond_aug.std=-1"], "--train.cond_aug: the standard deviation -1.0"),
+        ([f"{VIDEOS}decode_chunk_size=-1"], "decode_chunk_size: -1 cannot be used; expected a whole number from 0"),
+        ([f"{VIDEOS}motion_bucket_id=999"], "bucket_id: 999 cannot be used; expected a whole number from 0 to 255"),
+        ([f"{VIDEOS}noise_aug_strength=-1"], f"{VIDEOS}noise_aug_strength: -1 cannot be used; expected"),
+        ([f"{VIDEOS}seeds=[3,-2]"], f"{VIDEOS}seeds: [3,-2] cannot be used; expected a list such as [1,2]"),
+        (["--train.cond_aug.std=-1"], "--train.cond_aug.std: -1 cannot be used; expected a number from 0 to"),
         (["--environment.device_target=Ascend"], "--environment.device_target=Ascend: MindSpore finds no Ascend card"),
-        (["--environment.seed=-1"], "--environment.seed is -1"),
+        (["--environment.seed=-1"], "--environment.seed: -1 cannot be used; expected a whole number from 0"),
         (["--environment.distributed=True"], "not started by msrun; start it with msrun"),
         (["--environment.shard_optimizer=True"], "over several Ascend cards only"),
         (["--environment.enable_modelarts=True"], "--environment.enable_modelarts: True cannot be used"),
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_refused(place, run, tmp_path):
 
 
 def test_a_loss_that_stays_without_a_number_ends_the_run_and_keeps_the_checkpoint(place, tmp_path, monkeypatch):
-    original = train.options.RunOptions.check
+    original = train.options.TrainingOptions.__post_init__
 
     def poison(self):
         original(self)
@@ -174,7 +174,7 @@ def test_a_loss_that_stays_without_a_number_ends_the_run_and_keeps_the_checkpoin
 
         monkeypatch.setattr(draw, weight)
 
-    monkeypatch.setattr(train.options.RunOptions, "check", poison)
+    monkeypatch.setattr(train.options.TrainingOptions, "__post_init__", poison)
     flags = ("--train.checkpoint_every=2", "--train.max_nonfinite=3")
     with pytest.raises(UserError, match="stopped at step 5: .* not finite 3 times in a row .*step_00000004; lower"):
         place.train(tmp_path / "run", *flags, epochs=4)

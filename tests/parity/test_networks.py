@@ -82,7 +82,7 @@ def test_unet_of_fused_kernels(peer, engine):
         if kernel_fusion.obstacle():
             pytest.skip(kernel_fusion.obstacle())
         inputs = unet_inputs(2, 3, 8, 24)
-        with inference(compiled=True, fuse=True):
+        with inference(compiled=True, fuse_kernels=True):
             fused = our_unet(engine, *inputs)
     finally:
         ms.set_context(mode=before)

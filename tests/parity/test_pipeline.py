@@ -12,8 +12,7 @@ from transformers import CLIPImageProcessor
 
 from gm.backend import winograd
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
-from modules.generation import to_pixels
-from modules.pipeline import SVDPipeline
+from modules.pipeline import SVDPipeline, to_pixels
 from tests.parity.peers import CONFIG
 
 STEPS = 3

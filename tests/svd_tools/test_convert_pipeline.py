@@ -8,8 +8,7 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from PIL import Image
 
 from gm.backend.runtime import PYNATIVE_MODE
-from modules.generation import to_pixels
-from modules.pipeline import SVDPipeline
+from modules.pipeline import SVDPipeline, to_pixels
 from tests.svd_tools.small_model import CONFIG, random_array, run_convert
 
 SIZE, FRAMES, STEPS = 64, 3, 2

@@ -30,7 +30,7 @@ from gm.backend import operators
 from gm.backend.user_cache import CACHE_PATH
 
 ms.set_context(mode=ms.GRAPH_MODE)
-with operators.inference(compiled=True, fuse=True):
+with operators.inference(compiled=True, fuse_kernels=True):
     assert operators.current.fused
     operators.current.gelu_cell(ms.Tensor(np.ones((64, 96), np.float32)))
 assert CACHE_PATH not in os.environ and not ms.get_context("enable_graph_kernel")
@@ -80,7 +80,7 @@ def test_a_block_of_fused_kernels(able, block):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     plain = net(*inputs).asnumpy()
     ms.set_context(mode=ms.GRAPH_MODE)
-    with inference(compiled=True, fuse=True):
+    with inference(compiled=True, fuse_kernels=True):
         assert operators.current.fused
         fused = net(*inputs).asnumpy()
     assert np.abs(fused - plain).max() <= 2e-5 * np.abs(plain).max()

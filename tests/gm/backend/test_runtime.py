@@ -1,7 +1,7 @@
 import mindspore as ms
 import pytest
 
-from gm.backend.runtime import choose_device, setup_runtime
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE, choose_device, preferred_mode, setup_runtime
 from gm.errors import UserError
 from gm.networks.precision import amp_dtype
 
@@ -24,3 +24,8 @@ def test_precision_follows_the_device():
     assert amp_dtype("auto", "CPU") == amp_dtype("O0", "Ascend") == ms.float32
     with pytest.raises(UserError, match="O0"):
         amp_dtype("O1", "CPU")
+
+
+@pytest.mark.parametrize(("device", "mode"), [("CPU", PYNATIVE_MODE), ("Ascend", GRAPH_MODE)])
+def test_a_card_compiles_and_a_cpu_does_not(device, mode):
+    assert preferred_mode(device) == mode

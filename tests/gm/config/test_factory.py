@@ -2,17 +2,20 @@
 
 import inspect
 import sys
-from typing import Callable, List, Optional, Sequence, Union
+from pathlib import Path
+from typing import Annotated, Callable, List, Optional, Sequence, Union
 
 import pytest
 import yaml
 
 import gm.config.factory
-from gm.config.factory import Recipe, describe, find_class, fits, instantiate, load_config, load_model
+from gm.config.factory import LazyConfig, find_class, instantiate, load_config, load_model
+from gm.config.values import Range, describe, fits
 from gm.errors import UserError
-from gm.sampling.guidance import LinearPredictionGuider
+from modules.video_guidance import LinearPredictionGuider
 
 HERE = __name__
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +26,23 @@ def registered(monkeypatch):
 
 
 class Part:
-    def __init__(self, size: int, rate: float = 0.5, names: Sequence[str] = (), name: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        rate: float = 0.5,
+        names: Sequence[str] = (),
+        name: Optional[str] = None,
+        share: Annotated[float, Range(0, 1)] = 0,
+    ) -> None:
         self.size, self.rate, self.names, self.name = size, rate, names, name
+        if size == 13:
+            raise ValueError("thirteen")
 
 
 class Whole:
     DEFERRED = ["later"]
 
-    def __init__(self, part: Part, later: Optional[Recipe] = None, others: Sequence[Part] = ()) -> None:
+    def __init__(self, part: Part, later: Optional[LazyConfig] = None, others: Sequence[Part] = ()) -> None:
         self.part, self.later, self.others = part, later, others
 
 
@@ -60,7 +72,7 @@ def test_nested_targets_are_built_and_named_without_their_suffix():
 
 def test_a_deferred_part_is_built_anew_by_each_call():
     whole = instantiate(node("Whole", part=node("Part", size=3), later_config=node("Part", size=4)))
-    assert isinstance(whole.later, Recipe)
+    assert isinstance(whole.later, LazyConfig)
     first, second = whole.later(), whole.later(size=5)
     assert first is not second and (first.size, second.size) == (4, 5)
     assert instantiate(node("Whole", part=node("Part", size=3), later_config=None)).later is None
@@ -85,13 +97,19 @@ def test_params_may_be_left_out():
     ("recipe", "words"),
     [
         (node("Part"), "Part lacks size"),
-        (node("Part", size=3, sise=4), "no option sise; it has size, rate, names, name"),
-        (node("Part", size="big"), "size='big'; expected a whole number"),
+        (node("Part", size=3, sise=4), "no option sise; it has size, rate, names, name, share"),
+        (node("Part", size="big"), "size=big; expected a whole number from 1 to 16384"),
         (node("Part", size=1.5), "size=1.5; expected a whole number"),
         (node("Part", size=True), "size=True; expected a whole number"),
-        (node("Part", size=3, rate="fast"), "rate='fast'; expected a number"),
-        (node("Part", size=3, names=["a", 4]), "names=['a', 4]; expected a list, each item a word"),
-        (node("Part", size=3, names="ab"), "names='ab'; expected a list"),
+        (node("Part", size=0), "size=0; expected a whole number from 1 to 16384"),
+        (node("Part", size=10**40), f"size=1{'0' * 40}; expected"),
+        (node("Part", size=3, rate=float("nan")), "rate=nan; expected a number from"),
+        (node("Part", size=3, rate=1e300), "rate=1e+300; expected a number from"),
+        (node("Part", size=3, share=2), "share=2; expected a number from 0 to 1"),
+        (node("Part", size=13), "Part cannot be built from its options: thirteen"),
+        (node("Part", size=3, rate="fast"), "rate=fast; expected a number"),
+        (node("Part", size=3, names=["a", 4]), "names=[a,4]; expected a list, each item a word"),
+        (node("Part", size=3, names="ab"), "names=ab; expected a list"),
         (node("Part", size=3, name=7), "name=7; expected a word"),
         (node("Whole", part={"size": 3}), "part={'size': 3}; expected a Part"),
         (node("Whole", part=node("open_ended")), "expected a Part"),
@@ -118,7 +136,7 @@ def test_an_error_deep_inside_a_deferred_part_shows_when_it_is_built():
 
 def test_find_class():
     assert find_class(f"{HERE}.Part") is Part
-    assert find_class("gm.sampling.guidance.LinearPredictionGuider") is LinearPredictionGuider
+    assert find_class("modules.video_guidance.LinearPredictionGuider") is LinearPredictionGuider
 
 
 CODE = {  # target -> params
@@ -138,8 +156,8 @@ CODE = {  # target -> params
     "gm.files.make_output_dir": {"path": "made", "flag": "x"},
     "gm.files.shutil": {},
     "gm.config.factory.__builtins__": {},
-    "gm.config.factory.Recipe": {"node": {}},
-    "gm.sampling.guidance.LinearPredictionGuider.scales": {},
+    "gm.config.factory.LazyConfig": {"node": {}},
+    "modules.video_guidance.LinearPredictionGuider.scales": {},
     "svd_tools.convert.main": {},
 }
 
@@ -208,7 +226,7 @@ def test_a_file_that_grows_without_end_is_refused(tmp_path):
         ([[1], ["a"]], Sequence[Sequence[int]], False),
         ("anything", inspect.Parameter.empty, True),
         ("anything", Callable[[int], int], True),
-        ([1, "mixed"], List[int], True),
+        ([1, "mixed"], List[int], False),
     ],
 )
 def test_whether_a_value_fits(value, annotation, expected):
@@ -218,6 +236,26 @@ def test_whether_a_value_fits(value, annotation, expected):
 def test_types_in_words():
     assert describe(Optional[Sequence[int]]) == "a list, each item a whole number"
     assert describe(Union[bool, str]) == "true or false or a word"
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "value"),
+    [
+        ("network_config", "num_res_blocks", "100000"),
+        ("network_config", "model_channels", "0"),
+        ("network_config", "model_channels", "many"),
+        ("network_config", "num_head_channels", "-1"),
+        ("network_config", "channel_mult", "[0,0]"),
+        ("network_config", "num_groups", "[4]"),
+        ("sampler_config", "num_steps", "1000000000000"),
+        ("sampler_config.params.guider_config", "max_scale", "-5"),
+        ("sampler_config.params.discretization_config", "sigma_max", ".nan"),
+    ],
+)
+def test_a_model_s_numbers_have_ranges_and_the_line_names_the_file(part, option, value):
+    path = CONFIGS / "svd_tiny.yaml"
+    with pytest.raises(UserError, match=rf"^--SVD.config: {path}: .* cannot have {option}=.*; expected a"):
+        load_model(path, [f"model.params.{part}.params.{option}={value}"], "--SVD.config").parameter_shapes()
 
 
 # ------------------------------------------------------------------------------------------------------ reading

@@ -25,7 +25,7 @@ def test_trapezoid_is_flat_over_the_middle_half():
 
 def test_constant_scale():
     np.testing.assert_allclose(ConstantGuider(2.0).scales(3), [2, 2, 2])
-    with pytest.raises(UserError, match="--SVD.min_cfg"):
+    with pytest.raises(UserError, match="^min_scale: "):
         ConstantGuider(2.0, 1.0)
 
 
