@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
 from gm.backend.operators import inference
-from gm.errors import UserError, require
+from gm.errors import UserError
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
 from gm.model import DiffusionEngine
 from gm.networks.conditioner import GeneralConditioner
@@ -130,8 +130,8 @@ class LatentCache:
         dataset_args: the arguments of :class:`data.video_dataset.VideoDataset`.
         engine: attached to the checkpoint whose encoders are used.
         cond_aug: mean and standard deviation of ln cond_aug.
-        windows: clips of each video.
-        draws: of conditioning noise for each clip.
+        windows: clips of each video, 1 or more.
+        draws: of conditioning noise for each clip, 1 or more.
 
     Raises:
         UserError: unusable arguments.
@@ -146,8 +146,6 @@ class LatentCache:
         windows: int = 1,
         draws: int = 8,
     ) -> None:
-        for name, value in (("windows", windows), ("draws", draws)):
-            require(value >= 1, FLAG + name, value, "1 or more")
         self.folder = make_output_dir(folder, f"{FLAG}folder")
         self.dataset = VideoDataset(**dataset_args)
         self.engine, self.cond_aug, self.draws = engine, tuple(cond_aug), draws

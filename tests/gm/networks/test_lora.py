@@ -181,9 +181,6 @@ def test_targets_by_pattern(net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, r"^--train\.lora\.rank is 0"),
-        ({"alpha": 0.0}, r"^--train\.lora\.alpha is 0\.0"),
-        ({"alpha": float("nan")}, r"^--train\.lora\.alpha is nan"),
         ({"targets": "to_x$"}, r"^--train\.lora\.targets: no linear layer's name matches 'to_x\$'; .*temporal"),
         ({"targets": "("}, r"^--train\.lora\.targets: '\(' is no regular expression"),
     ],
