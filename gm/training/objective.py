@@ -68,7 +68,7 @@ class ConditioningDropout(NamedTuple):
     def check(self) -> "ConditioningDropout":
         """Returns itself. Raises a UserError for a sum above 1."""
         if sum(self) > 1:
-            raise UserError(f"--train.dropout: both + token + latent is {sum(self):g}; they exclude each other, up to 1")
+            raise UserError(f"--train.dropout: both + token + latent is {sum(self):g}; together they are at most 1")
         return self
 
     def __call__(self, cond: Conditioning, chances: Sequence[float]) -> Conditioning:

@@ -117,7 +117,7 @@ class Clip(NamedTuple):
 
     video: int  # index into the data set's rows
     window: int  # the epoch whose sample it is
-    identity: Dict[str, Any]  # all that its content depends on
+    fingerprint: Dict[str, Any]  # all that its content depends on
     path: Path  # its file
     broken_mark: Path  # the file that says that the video cannot be read there
 
@@ -224,10 +224,10 @@ class LatentCache:
             file = os.stat(data_dir / row.path)
             video = {"video": row.path, "bytes": file.st_size, "changed_ns": file.st_mtime_ns, "length": row.length}
             for window in range(windows):
-                identity = {**self.settings, **video, "index": index, "window": window}
-                key = digest(identity)[:KEY_DIGITS]
+                fingerprint = {**self.settings, **video, "index": index, "window": window}
+                key = digest(fingerprint)[:KEY_DIGITS]
                 path = self.folder / key[:2] / (key + SUFFIX)
-                clips.append(Clip(index, window, identity, path, path.with_suffix(BROKEN_SUFFIX)))
+                clips.append(Clip(index, window, fingerprint, path, path.with_suffix(BROKEN_SUFFIX)))
         return clips
 
     def _rows(self, clips: Sequence[Clip]) -> Iterator[Tuple[Clip, Tuple[np.ndarray, ...]]]:
@@ -245,7 +245,7 @@ class LatentCache:
         clip.path.parent.mkdir(exist_ok=True)
         if sample["video"] != clip.video:  # the video is broken there and another one stands in: it has its own clips
             with atomic_file(clip.broken_mark) as temporary:
-                temporary.write_text(json.dumps(clip.identity))
+                temporary.write_text(json.dumps(clip.fingerprint))
             return
         frames = sample["frames"]
         inputs = self._noised(frames[0], clip, sample["fps"], sample["motion_bucket_id"])
@@ -259,7 +259,7 @@ class LatentCache:
             "start": sample["start"],
         }
         arrays = {name: np.asarray(value) for name, value in tensors.items()}
-        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.identity)})
+        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.fingerprint)})
         clip.broken_mark.unlink(missing_ok=True)
 
     def _noised(self, frame: np.ndarray, clip: Clip, fps: float, motion_bucket_id: float) -> Dict[str, np.ndarray]:
@@ -278,5 +278,5 @@ class LatentCache:
         with open_checkpoint(there) as source:
             other = json.loads(source.metadata.get("identity", "{}"))
         names = ", ".join(name for name in self.settings if other.get(name) != self.settings[name])
-        changed = f"{clip.identity['video']} is new or changed, or the rows of the CSV moved"
+        changed = f"{clip.fingerprint['video']} is new or changed, or the rows of the CSV moved"
         return f"; the clips there were made with other {names}" if names else f"; {changed}"
