@@ -2,12 +2,8 @@ import numpy as np
 import pytest
 
 from gm.errors import UserError
-from gm.sampling.guidance import (
-    ConstantGuider,
-    LinearPredictionGuider,
-    TrapezoidPredictionGuider,
-    TrianglePredictionGuider,
-)
+from gm.sampling.guidance import ConstantGuider
+from modules.video_guidance import LinearPredictionGuider, TrapezoidPredictionGuider, TrianglePredictionGuider
 
 
 def test_linear_scale_rises_from_min_to_max():
