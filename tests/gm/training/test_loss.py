@@ -1,13 +1,12 @@
 """The objective against its formula, the loss and its gradients against diffusers' UNet in PyTorch."""
 
-from contextlib import nullcontext
-
 import mindspore as ms
 import numpy as np
 import pytest
 from scipy import stats
 
-from gm.backend.kernel_fusion import fused_kernels_inside, obstacle
+from gm.backend import operators
+from gm.backend.kernel_fusion import obstacle
 from gm.errors import UserError
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import Denoiser, VScalingWithEDMcNoise
@@ -41,7 +40,7 @@ def test_loss_and_every_gradient_are_those_of_diffusers(twins, fuse):
         ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
         if obstacle():
             pytest.skip(obstacle())
-    with fused_kernels_inside(training=True) if fuse else nullcontext():
+    with operators.training(fuse):
         gradients, result = step._mean_gradients([make_objective().inputs(latents, cond, SIGMA, noise)])
 
     assert mean_losses(result.loss_sums)["loss"] == pytest.approx(theirs.item(), rel=TOLERANCE)
@@ -92,7 +91,7 @@ def test_the_weight_cancels_the_output_scale():
 
 def test_a_clip_counts_by_its_weight():
     class Silent(ms.nn.Cell):
-        def construct(self, x, c_noise, crossattn, vector, num_frames):
+        def construct(self, x, c_noise, crossattn, vector):
             return x[:, :4] * 0
 
     inputs = make_inputs()
