@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
 from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
-from data.video_writer import WRITERS, check_video_format, video_path, write_video
+from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import GRAPH_MODE, Runtime, preferred_mode, set_mode, setup_runtime
 from gm.config.command_parser import CommandParser
@@ -20,8 +20,8 @@ from modules.options import Seed, VideoOptions
 
 PROJECT = Path(__file__).resolve().parent
 REMEDIES = (
-    "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds one stage's weights at a time), "
-    "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller picture "
+    "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds the weights of one part at a time), "
+    "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller image "
     "(--SVD.height, --SVD.width)"
 )
 STEM_LENGTH = 48  # characters of the image's name in the video's: file systems allow 255 bytes in all
@@ -34,33 +34,17 @@ def build_parser() -> CommandParser:
     add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
     add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
     add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
-    add(
-        "--output_format",
-        type=Literal[tuple(WRITERS)],
-        default="mp4",
-        help="mp4 (H.264), gif, webp (lossless) or png (a folder of frames); all hold the settings that made them",
-    )
+    formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
+    add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
     add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
-    add(
-        "--mode",
-        type=Optional[Literal[0, 1]],
-        default=None,
-        help="of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU",
-    )
-    add(
-        "--device_target",
-        type=Literal["auto", "CPU", "Ascend"],
-        default="auto",
-        help="auto takes an Ascend card if there is one, else the CPU",
-    )
+    modes = "of MindSpore: 0 graph (compiles first), 1 PyNative; by default graph on Ascend, PyNative on CPU"
+    add("--mode", type=Optional[Literal[0, 1]], help=modes)
+    devices = "auto takes an Ascend card if there is one, else the CPU"
+    add("--device_target", type=Literal["auto", "CPU", "Ascend"], default="auto", help=devices)
     add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
-    add(
-        "--SVD.checkpoint",
-        type=str,
-        default="checkpoints/svd_tiny.safetensors",
-        help="its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or what this project wrote",
-    )
+    weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's"
+    add("--SVD.checkpoint", type=str, default="checkpoints/svd_tiny.safetensors", help=weights)
     parser.add_options(VideoOptions, "SVD")
     return parser
 
@@ -138,20 +122,20 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
     require_free_space(flags.output_dir, frame_bytes, "the video")
     frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
     stem = f"{image.stem[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
-    path = video_path(flags.output_dir, stem, flags.output_format)
-    write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
+    with new_video_path(flags.output_dir, stem, flags.output_format) as path:
+        write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
     return path
 
 
 def describe(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:
-    """What made a video: every flag, resolved, and the checkpoint's hash."""
+    """What made a video: every option, resolved, and the checkpoint's hash."""
     return {
         "image": image.name,
         "background": flags.background,
         "seed": flags.seed,
         "mode": runtime.mode,
         "device_target": runtime.device,
-        "SVD": {**flags.SVD.as_dict(), "config": Path(flags.SVD.config).name, **pipeline.settings},
+        "SVD": {"config": Path(flags.SVD.config).name, **pipeline.settings},
     }
 
 

@@ -14,25 +14,9 @@ from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
 from gm.config.command_parser import CommandParser, read_group
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir
+from gm.files import make_output_dir, open_private, reason
 from modules.training import options
 
-GROUPS = {
-    "environment": options.EnvironmentOptions,
-    "train": options.RunOptions,
-    "train.dataloader": options.DataloaderOptions,
-    "train.scheduler": options.SchedulerOptions,
-    "train.optimizer": options.OptimizerOptions,
-    "train.settings": options.SettingsOptions,
-    "train.sigma": options.SigmaOptions,
-    "train.cond_aug": options.CondAugOptions,
-    "train.dropout": options.DropoutOptions,
-    "train.autoencoder": options.AutoencoderOptions,
-    "train.lora": options.LoRAOptions,
-    "train.latent_cache": options.LatentCacheOptions,
-    "train.validation": options.ValidationOptions,
-    "LossScale": options.LossScaleOptions,
-}
 REMEDIES = (
     "--train.recompute=True (keeps less for the backward pass), --train.latent_cache.folder=DIR (holds no encoder), "
     "--train.lora.rank=16 (trains fewer parameters), --train.ema_decay=0, fewer frames "
@@ -50,8 +34,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(prog="train.py", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file of these flags; those that follow it win")
     parser.add_argument("--svd_config", type=str, default="configs/svd.yaml", help="YAML file of the model")
-    for name, group in GROUPS.items():
-        parser.add_options(group, name)
+    for prefix, group in options.groups().values():
+        parser.add_options(group, prefix)
     parser.add_argument("--train.dataset.class_path", type=Literal[DATASET], default=DATASET, help="the only one")
     parser.add_class_arguments(VideoDataset, "train.dataset.init_args", skip={"seed"})
     return parser
@@ -63,9 +47,8 @@ def read_options(flags: Namespace) -> options.TrainingOptions:
     Raises:
         UserError: flags that do not go together.
     """
-    groups = {name.rpartition(".")[2]: read_group(group, flags, name) for name, group in GROUPS.items()}
-    groups["run"], groups["loss_scale"] = groups.pop("train"), groups.pop("LossScale")
-    return options.TrainingOptions(**groups, dataset=flags.train.dataset.init_args.as_dict())
+    chosen = {name: read_group(group, flags, prefix) for name, (prefix, group) in options.groups().items()}
+    return options.TrainingOptions(**chosen, dataset=flags.train.dataset.init_args.as_dict())
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -105,7 +88,11 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Adds the log's lines to a file as well, and the error that ends the run."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        file = open_private(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--train.output_dir: cannot write {path}: {reason(error)}") from error
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     try:
@@ -116,7 +103,7 @@ def log_file(path: Path) -> Iterator[None]:
         raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        file.close()
 
 
 def resolved(flags: Namespace) -> Dict[str, Any]:

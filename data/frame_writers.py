@@ -5,7 +5,8 @@ from typing import List
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from gm.files import PathLike, atomic_dir, atomic_file
+from data.image_reader import open_image
+from gm.files import PathLike, atomic_dir, atomic_file, open_input
 
 COMMENT_KEY = "Comment"  # registered PNG text keyword
 EXIF_IMAGE_DESCRIPTION = 0x010E
@@ -77,7 +78,7 @@ def read_image_comment(path: PathLike) -> str:
     Raises:
         OSError: the file is missing or no image.
     """
-    with Image.open(path) as image:
+    with open_input(path) as file, open_image(file) as image:
         if image.format == "PNG":
             image.load()  # text may follow the pixels
             return str(image.info.get(COMMENT_KEY, ""))

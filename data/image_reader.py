@@ -5,18 +5,21 @@ import logging
 import struct
 import warnings
 from pathlib import Path
-from typing import List, Tuple
+from typing import BinaryIO, List, Tuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from gm.errors import UserError
-from gm.files import PathLike, reason
+from gm.files import PathLike, open_input, reason
 
 logger = logging.getLogger(__name__)
 
 # Suffixes that a folder is searched for; a file named directly may have any.
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What a file may be by its content. Not among them are formats that start other programs (EPS, PostScript) or that name
+# other files; Pillow's older releases lack some.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 UINT16_MAX = 65535
 
@@ -83,8 +86,8 @@ def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["w
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large files and odd tags; both are dealt with here
-            with Image.open(path) as file:
-                return _decode(file, path, background)
+            with open_input(path) as file, open_image(file) as image:
+                return _decode(image, path, background)
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read the image {path}: {_not_an_image(path)}") from error
     except Image.DecompressionBombError as error:
@@ -99,6 +102,12 @@ def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["w
         raise UserError(f"cannot read the image {path}: {problem}") from error
     except DECODER_ERRORS as error:
         raise UserError(f"cannot read the image {path}: the file is damaged ({_one_line(error)})") from error
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """An image file of one of the known formats, not decoded yet; the errors are those of :func:`PIL.Image.open`."""
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def fit_image(image: np.ndarray, height: int, width: int, crop_offset: Tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

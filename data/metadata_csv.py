@@ -7,7 +7,7 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from data.motion_bucket import MAX_BUCKET
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, reason
+from gm.files import PathLike, atomic_file, open_input, reason
 
 PATH, LENGTH, BUCKET = COLUMNS = ("path", "length", "motion_bucket_id")
 SCORE_COMMAND = "python svd_tools/score_motion.py"
@@ -31,7 +31,7 @@ def read_rows(metadata: PathLike, columns: Sequence[str], flag: str) -> Iterator
     """
     header: List[str] = []
     try:
-        with open(metadata, encoding="utf-8-sig", newline="") as file:
+        with open_input(metadata, "r", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)
             for record in reader:
                 record = [field.strip() for field in record]

@@ -8,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file
+from gm.files import PathLike, atomic_file, open_input
 
 CRF = 14  # x264's constant rate factor: 0 is lossless, 23 its default, 17-18 usually taken for visually lossless
 BT709 = "bt709"
@@ -40,7 +40,6 @@ def write_mp4(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> N
     """
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     with atomic_file(path) as temporary:
-        temporary.touch()  # says plainly what is wrong where ffmpeg would not
         arguments = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{frames.shape[2]}x{frames.shape[1]}"]
         arguments += ["-framerate", str(fps), "-i", "-", "-vf", TO_YUV, "-c:v", "libx264", "-preset", "slow"]
         arguments += ["-crf", str(CRF), *COLOUR_TAGS, "-movflags", "+faststart", "-metadata", f"comment={comment}"]
@@ -52,9 +51,11 @@ def read_mp4_comment(path: PathLike) -> str:
     """The comment tag of an mp4 file, "" without one.
 
     Raises:
+        OSError: see :func:`gm.files.open_input`.
         UserError: no ffmpeg, or the file cannot be read as a video.
     """
-    output = _run_ffmpeg(["-i", f"file:{path}", "-f", "ffmetadata", "-"], f"cannot read {path}")
+    open_input(path).close()
+    output = _run_ffmpeg(["-f", "mov", "-i", f"file:{path}", "-f", "ffmetadata", "-"], f"cannot read {path}")
     # An ffmetadata value runs to the end of its line; a backslash escapes "=", ";", "#", itself and newline.
     match = re.search(r"^comment=((?:[^\\\n]|\\.)*)", output.decode("utf-8", "replace"), re.MULTILINE | re.DOTALL)
     return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.DOTALL) if match else ""

@@ -10,7 +10,7 @@ from typing import Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, Tu
 import av
 import numpy as np
 
-from gm.files import PathLike
+from gm.files import PathLike, open_input, reason
 
 # How far before the asked time a second, third … seek goes when the first one lands too late (open groups of
 # pictures, MPEG-TS); the last resort is the start of the file.
@@ -18,6 +18,11 @@ SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
 # Codecs whose packets say that no other frame refers to theirs: such frames need no decoding unless they are shown.
 # (In HEVC the mark holds within a temporal layer only.)
 SKIPPABLE_CODECS = ("h264",)
+# A file may be nothing else: no list of other files and addresses (HLS, DASH, concat, SDP), no pattern of names.
+FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm,yuv4mpegpipe"
+ONLY_THIS_FILE = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+MIN_FPS, MAX_FPS, MAX_SECONDS, MAX_ASPECT = 1 / 30, 1000, 24 * 3600, 20
+MAX_FRAMES_PER_BYTE = 1  # even of an empty packet the file says where it is
 NEIGHBOURS = 32  # packets ahead and behind that are searched for a frame shown instead; beyond any reordering
 
 
@@ -57,7 +62,8 @@ class VideoReader:
         self.path = os.fspath(path)
         self._extent: Optional[_Extent] = None
         with self._explained():
-            self._container = av.open(self.path, metadata_errors="ignore")
+            open_input(self.path).close()
+            self._container = av.open(f"file:{self.path}", options=ONLY_THIS_FILE, metadata_errors="ignore")
         try:
             with self._explained():
                 self._stream = self._container.streams.best("video")
@@ -196,8 +202,12 @@ class VideoReader:
         if self._extent is None:
             with self._explained():
                 extent = self._from_header() or self._from_packets()
-            if not extent.fps > 0.0:
-                raise VideoError(f"{self.path}: has no frame rate")
+            if not MIN_FPS <= extent.fps <= MAX_FPS:
+                raise VideoError(f"{self.path}: has no frame rate, or one outside {MIN_FPS:.3f} to {MAX_FPS}")
+            if not 0 < extent.num_frames <= MAX_FRAMES_PER_BYTE * os.path.getsize(self.path):
+                raise VideoError(f"{self.path}: says that it has {extent.num_frames} frames, more than it has room for")
+            if extent.num_frames / extent.fps > MAX_SECONDS:
+                raise VideoError(f"{self.path}: says that it lasts more than {MAX_SECONDS // 3600} hours")
             self._extent = extent
         return self._extent
 
@@ -221,6 +231,8 @@ class VideoReader:
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
         """One decoded frame as uint8 (h, w, 3) in RGB, with square pixels, turned as the file says."""
         width = max(1, round(frame.width * (self._stream.sample_aspect_ratio or 1)))
+        if not 1 / MAX_ASPECT <= width / frame.height <= MAX_ASPECT:
+            raise VideoError(f"{self.path}: is more than {MAX_ASPECT} times as wide as high, or as high as wide")
         rgb = frame.reformat(width=width, format="rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, k=round(frame.rotation / 90)))  # degrees counter-clockwise
 
@@ -236,8 +248,12 @@ class VideoReader:
         """Turns the decoder library's errors into a VideoError that names the file."""
         try:
             yield
+        except av.ArgumentError as error:  # so a file is refused whose content is none of FORMATS
+            raise VideoError(f"{self.path}: holds no video of a known kind") from error
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: {error.strerror or error}") from error
+        except OSError as error:
+            raise VideoError(f"{self.path}: {reason(error)}") from error
 
 
 def _is_shown(pts: Optional[int], neighbours: Iterable[Optional[int]], limits: Sequence[int]) -> bool:

@@ -1,15 +1,16 @@
 """Videos out: one call for every format, with the settings that made the video stored inside it."""
 
 import json
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, ContextManager, Dict
 
 import numpy as np
 
 from data.frame_writers import read_image_comment, write_gif, write_pngs, write_webp
 from data.mp4_writer import read_mp4_comment, write_mp4
 from gm.errors import UserError
-from gm.files import PathLike, reason
+from gm.files import PathLike, reason, reserved
 
 GIF_MAX_FPS = 50  # viewers slow shorter delays than 20 ms down to 100 ms
 
@@ -31,16 +32,11 @@ def check_video_format(video_format: str, fps: float) -> None:
         )
 
 
-def video_path(folder: PathLike, stem: str, video_format: str) -> Path:
-    """A path in `folder` that does not exist yet: `stem` with the format's suffix (none for png, which is a folder),
-    and _2, _3, … where that is taken."""
+def new_video_path(folder: PathLike, stem: str, video_format: str) -> ContextManager[Path]:
+    """A path in `folder` that does not exist yet, and that no other process gets while the context lasts: `stem` with
+    the format's suffix (none for png, which is a folder), and _2, _3, … where that is taken."""
     suffix = "" if video_format == "png" else f".{video_format}"
-    path = Path(folder) / f"{stem}{suffix}"
-    count = 1
-    while path.exists():
-        count += 1
-        path = Path(folder) / f"{stem}_{count}{suffix}"
-    return path
+    return reserved(Path(folder) / f"{stem}{end}{suffix}" for end in chain([""], map("_{}".format, count(2))))
 
 
 def write_video(frames: np.ndarray, path: PathLike, fps: float, metadata: Dict[str, Any], video_format: str) -> None:

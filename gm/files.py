@@ -1,16 +1,94 @@
-"""Files that appear whole or not at all, and the checks made before anything is written."""
+"""The doors to the disk: regular files are read, and what is written appears whole or not at all, under its own name.
+
+While something is written it has a hidden random name beside its place, and this process holds a lock on it. What a
+killed process left is thereby told from what is being written; the next one that writes beside it removes it.
+"""
 
 import errno
+import hashlib
+import json
 import os
+import re
+import secrets
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, Union
+from typing import IO, Any, Iterable, Iterator, Union
 
 from gm.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder go unnoticed there, and nothing is removed after a killed one
+    fcntl = None
+
 PathLike = Union[str, os.PathLike]
+
+MAX_TEXT_BYTES = 1 << 26  # of a text file that is read whole
+TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{16}(\.\w+)?")
+STEM_LENGTH, SUFFIX_LENGTH = 40, 16  # characters of a name that its temporary one has; file systems allow 255 bytes
+NO_FOLLOW, NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+KINDS = {
+    stat.S_IFIFO: "it is a named pipe, not a regular file",
+    stat.S_IFSOCK: "it is a socket, not a regular file",
+    stat.S_IFCHR: "it is a device, not a regular file",
+    stat.S_IFBLK: "it is a device, not a regular file",
+    stat.S_IFLNK: "it is a symbolic link, which is not written through; name the file itself",
+}
+
+
+def open_input(path: PathLike, mode: str = "rb", **options: Any) -> IO:
+    """Opens a local regular file for reading, through links too; never waits for the other end of a pipe.
+
+    Args:
+        mode, options: of :func:`open`.
+
+    Raises:
+        OSError: there is none, it cannot be read, or `path` is a folder, pipe, socket or device.
+    """
+    try:
+        _require_regular(os.stat(path), path)  # before it is opened: opening some devices acts on them
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT)
+    except ValueError as error:  # a NUL or a lone surrogate in the name
+        raise OSError(errno.EINVAL, "no file can have such a name", os.fspath(path)) from error
+    return _opened(descriptor, path, mode, options)
+
+
+def open_private(path: PathLike, mode: str = "a", **options: Any) -> IO:
+    """Opens a file of a run's own folder (a log, a lock) for appending; made if it is not there, no link is followed.
+
+    Raises:
+        OSError: it cannot be written, or `path` is anything but a regular file.
+    """
+    with suppress(FileNotFoundError):
+        _require_regular(os.lstat(path), path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o666)
+    return _opened(descriptor, path, mode, options)
+
+
+def read_text(path: PathLike) -> str:
+    """A UTF-8 text file's content.
+
+    Raises:
+        OSError: see :func:`open_input`; or it has more than `MAX_TEXT_BYTES` bytes.
+        UnicodeDecodeError: it is no UTF-8 text.
+    """
+    with open_input(path) as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT_BYTES >> 20} MiB", os.fspath(path))
+    return content.decode("utf-8").replace("\r\n", "\n")
+
+
+def parse_json(text: Union[str, bytes]) -> Any:
+    """What a JSON text says. Raises ValueError for one that is no JSON, is nested too deep or has endless numbers."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def make_output_dir(path: PathLike, flag: str) -> Path:
@@ -28,11 +106,19 @@ def make_output_dir(path: PathLike, flag: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise UserError(
-            f"{flag}: cannot write in {path}: {reason(error)}; name a folder that you may write to"
-        ) from error
+    except (OSError, ValueError) as error:
+        problem = reason(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"{flag}: cannot write in {path}: {problem}; name a folder that you may write to") from error
+    remove_leftovers(path)
     return path
+
+
+def require_writable(path: PathLike, flag: str) -> None:
+    """Raises a UserError, before any work, where :func:`atomic_file` would refuse the name later."""
+    try:
+        _require_replaceable(Path(path))
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write {path}: {reason(error)}") from error
 
 
 def require_free_space(folder: PathLike, num_bytes: int, what: str) -> None:
@@ -47,24 +133,22 @@ def require_free_space(folder: PathLike, num_bytes: int, what: str) -> None:
 
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` with the same suffix; renames it on success, removes it on failure.
+    """Yields a temporary file beside `path` with the same suffix; renames it on success, removes it on failure.
 
     The file is flushed to the disk before the rename, so a power cut leaves the old file or the new one.
 
     Raises:
-        UserError: the file cannot be written (no room, no permission, a folder in its place).
+        UserError: the file cannot be written: no room, no permission, or a folder, link or device in its place.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
+        _require_replaceable(path)
+        with _temporary(path) as (temporary, descriptor):
+            yield temporary
+            os.fsync(descriptor)
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -75,19 +159,64 @@ def atomic_dir(path: PathLike) -> Iterator[Path]:
         UserError: `path` exists and is not an empty folder, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already and is not empty; remove it or name another folder")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already and is not empty; remove it or name another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path, folder=True) as (temporary, _):
+            yield temporary
+            with suppress(FileNotFoundError):
+                path.rmdir()
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def reserved(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields the first of `paths` that does not exist and that no other process has reserved; reserved in the block.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    for path in paths:
+        digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()
+        marker = path.with_name(f".{path.stem[:STEM_LENGTH]}.tmp-{digest[:16]}")
+        try:
+            descriptor = None if os.path.lexists(path) else _create(marker, folder=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
+        if descriptor is None:
+            continue
+        try:
+            if locked(descriptor) and not os.path.lexists(path):  # it may have appeared a moment ago
+                yield path
+                return
+        finally:
+            _remove(marker, folder=False)
+            os.close(descriptor)
+
+
+def remove_dir(path: Path) -> None:
+    """Removes a folder, which is never there in part under its name.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    hidden = _hidden(path)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+@lru_cache(maxsize=1024)
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes of this user left half-written in a folder; once in a process."""
+    with suppress(OSError):
+        for entry in [entry for entry in os.scandir(folder) if TEMPORARY.fullmatch(entry.name)]:
+            with suppress(OSError):
+                _remove_leftover(Path(entry.path))
 
 
 def reason(error: OSError) -> str:
@@ -101,6 +230,88 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _opened(descriptor: int, path: PathLike, mode: str, options: Any) -> IO:
+    try:
+        _require_regular(os.fstat(descriptor), path)
+        return open(descriptor, mode, **options)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _require_regular(status: os.stat_result, path: PathLike) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", os.fspath(path))
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, KINDS.get(kind, "it is no regular file"), os.fspath(path))
+
+
+def _require_replaceable(path: Path) -> None:
+    try:
+        _require_regular(os.lstat(path), path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have such a name", os.fspath(path)) from error
+
+
+def _hidden(path: Path) -> Path:
+    """A random name beside `path`, with its suffix."""
+    suffix = path.suffix if len(path.suffix) <= SUFFIX_LENGTH and path.suffix[1:].isalnum() else ""
+    return path.with_name(f".{path.stem[:STEM_LENGTH]}.tmp-{secrets.token_hex(8)}{suffix}")
+
+
+@contextmanager
+def _temporary(path: Path, folder: bool = False) -> Iterator[tuple]:
+    """Yields a new empty file or folder beside `path` and its locked descriptor; removes what is there at the end."""
+    remove_leftovers(path.parent)
+    while True:
+        temporary = _hidden(path)
+        descriptor = _create(temporary, folder)
+        if locked(descriptor) and temporary.exists():  # else another process has just taken it for a leftover
+            break
+        os.close(descriptor)
+    try:
+        yield temporary, descriptor
+    finally:
+        _remove(temporary, folder)
+        os.close(descriptor)
+
+
+def _create(path: Path, folder: bool) -> int:
+    if not folder:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | NO_FOLLOW)
+
+
+def locked(descriptor: int) -> bool:
+    """Whether nobody else holds a lock on an open file, which this process does from now on."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # others: a file system without locks
+    return True
+
+
+def _remove(path: Path, folder: bool) -> None:
+    if folder:
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_leftover(path: Path) -> None:
+    status = os.lstat(path)
+    folder = stat.S_ISDIR(status.st_mode)
+    if fcntl is None or status.st_uid != os.geteuid() or not (folder or stat.S_ISREG(status.st_mode)):
+        return
+    descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path, folder)
+    finally:
+        os.close(descriptor)

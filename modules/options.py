@@ -95,7 +95,8 @@ class WeightOptions(Options):
     """O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend and O0 on
     CPU"""
     offload: bool = False
-    """load each stage's weights when it starts and release them when it ends: less memory, more reading"""
+    """load the weights of each part of the model when it starts and release them when it ends: less memory, more
+    reading"""
     tile_size: Union[Literal[0], Annotated[int, Range(LEAST_TILE, 8192, SIZE_MULTIPLE)]] = 0
     """height and width in pixels that the autoencoder takes at once, a multiple of 64 from 128 on: larger images are
     encoded and decoded in tiles that overlap by a fourth, for less memory; 0 takes any size"""
@@ -115,4 +116,4 @@ class WeightOptions(Options):
 
 @dataclass
 class VideoOptions(WeightOptions, SamplingOptions, ClipOptions, FrameOptions):
-    """All options of a video: the pipeline's arguments beside the model's two files."""
+    """Everything that a video is made with, beside the two files of the model."""

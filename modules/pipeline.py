@@ -179,6 +179,9 @@ def generate(
 
     Returns:
         (b, t, 3, height, width), about -1..1, fp32.
+
+    Raises:
+        UserError: the latents or the frames are not finite numbers.
     """
     image_noise, noise = noises
     cond = engine.condition(
@@ -186,7 +189,17 @@ def generate(
             pixels, image_noise, options.fps, options.motion_bucket_id, options.noise_aug_strength
         )
     )
-    return engine.decode(engine.sample(cond, noise, rng), options.decode_chunk_size)
+    latents = _finite(engine.sample(cond, noise, rng), "latents")
+    return _finite(engine.decode(latents, options.decode_chunk_size), "frames")
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"the {what} are not finite numbers: the weights or the LoRA (--SVD.checkpoint, --SVD.lora) hold NaN or "
+            "infinite values, or fp16 overflowed, which --SVD.amp_level=O0 (fp32) avoids"
+        )
+    return values
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ Training photographs land in photos/train, held-out ones in photos/eval, with th
 
 import io
 import logging
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -64,12 +64,10 @@ def collect_photos(packages: PathLike, output_dir: PathLike, max_side: int, sour
 def _convert(content: bytes, target: Path, max_side: int) -> None:
     """Any image file's bytes -> a JPEG file without metadata, shrunk if need be."""
     target.parent.mkdir(exist_ok=True)
-    original = target.with_name(f".{target.stem}.original")
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        original = Path(folder) / target.stem
         original.write_bytes(content)
         image = read_photo(original, max_side)
-    finally:
-        original.unlink(missing_ok=True)
     with atomic_file(target) as temporary:
         temporary.write_bytes(_jpeg(image))
 
@@ -93,7 +91,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     output_dir = make_output_dir(args.output_dir, "--output_dir")
     sources = read_photo_sources()
     count = collect_photos(args.packages, output_dir, args.max_side, sources)
-    shutil.copyfile(SOURCES, output_dir / SOURCES.name)
+    with atomic_file(output_dir / SOURCES.name) as temporary:
+        temporary.write_bytes(SOURCES.read_bytes())
     held = len(list((output_dir / "eval").glob("*.jpg")))
     sys.stdout.write(f"{count} of {len(sources)} photographs in {output_dir}, {held} of them held out (eval)\n")
 

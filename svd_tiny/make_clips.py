@@ -32,7 +32,7 @@ from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import atomic_file, make_output_dir
+from gm.files import atomic_file, make_output_dir, parse_json, read_text
 from svd_tiny.clip_plan import ClipPlan, film, parse_weights, plan_clips
 from svd_tiny.clip_renderer import CELL, ClipSize
 from svd_tiny.photos import SPLITS, find_photos
@@ -103,7 +103,10 @@ def check_settings(folder: Path, settings: Dict[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            known = dict(parse_json(read_text(path)))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"--output_dir: {path} cannot be read; remove it or name another folder") from error
         changed = [key for key in settings if known.get(key) != settings[key]]
         if changed:
             raise UserError(

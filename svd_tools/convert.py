@@ -8,6 +8,7 @@ single safetensors file, a diffusers folder. Tensors are read from the mapped fi
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -28,7 +29,14 @@ from svd_tools.conversion.casts import DTYPES
 from svd_tools.conversion.diffusers_config import diffusers_texts
 from svd_tools.conversion.file_hashes import FileHashes
 from svd_tools.conversion.lazy_tensor import Tensors
-from svd_tools.conversion.targets import KEEP, Target, diffusers_target, single_file_target, write_target
+from svd_tools.conversion.targets import (
+    ALLOW_NONFINITE,
+    KEEP,
+    Target,
+    diffusers_target,
+    single_file_target,
+    write_target,
+)
 from svd_tools.conversion.weight_files import Weights, open_weights
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
@@ -51,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 sys.stdout.writelines(_description(target))
             else:
                 _prepare(target, args.out_dir)
-                _write(target, weights, base, hashes)
+                _write(target, weights, base, hashes, args.allow_nonfinite)
 
 
 def _parser() -> CommandParser:
@@ -79,6 +87,9 @@ def _parser() -> CommandParser:
              "folder, keep puts all that the layout lacks into leftovers.safetensors, so that the way back is exact",
     )  # fmt: skip
     parser.add_argument("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
+    parser.add_argument(
+        ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning"
+    )
     parser.add_argument("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
     return parser
 
@@ -95,12 +106,14 @@ def _target(args: Namespace, name: str, tensors: Tensors, wanted: Mapping[str, T
 def _prepare(target: Target, out_dir: str) -> None:
     """Checks that the target can be written and makes the folder for it."""
     make_output_dir(out_dir, "--out_dir")
-    if target.path.is_file() or (target.path.is_dir() and any(target.path.iterdir())):
+    if os.path.lexists(target.path) and not (target.path.is_dir() and not any(target.path.iterdir())):
         raise UserError(f"--out_dir: {target.path} exists already; remove it or name another folder")
     require_free_space(out_dir, target.num_bytes, str(target.path))
 
 
-def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes) -> None:
+def _write(
+    target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes, allow_nonfinite: bool
+) -> None:
     files = _files(weights, base)
     source = {"source": weights.path.name, "source_sha256": _hash_text(dict.fromkeys(files.values(), _UNKNOWN_HASH))}
     metadata = {**weights.metadata, "format": "pt", **source}
@@ -108,7 +121,7 @@ def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: Fi
     def late_metadata() -> Dict[str, str]:
         return {"source_sha256": _hash_text({files[path]: value for path, value in hashes.wait().items()})}
 
-    written = write_target(target, metadata, late_metadata, show_progress=sys.stderr.isatty())
+    written = write_target(target, metadata, late_metadata, sys.stderr.isatty(), allow_nonfinite)
     sys.stdout.writelines(f"read {path}: sha256 {digest}\n" for path, digest in hashes.wait().items())
     for name, digest in written.items():
         tensors = target.files[name]
@@ -149,7 +162,7 @@ def _signals_as_errors() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = [signal.SIGINT, signal.SIGTERM]
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def interrupt(number: int, frame: object) -> None:
         for other in signals:

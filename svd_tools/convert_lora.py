@@ -7,6 +7,7 @@ This toolkit's file is also ComfyUI's. In diffusers' file alpha is multiplied in
 alpha to be the rank.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
@@ -19,7 +20,7 @@ from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from gm.weights.lora_file import LowRank, write_lora
+from gm.weights.lora_file import LowRank, low_rank, write_lora
 from gm.weights.names import expected_parameters
 from svd_tools.conversion.lora_names import ALPHA, DIFFUSERS_PREFIXES, A, B, diffusers_layers, known_layers, parse_name
 
@@ -39,7 +40,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     out = Path(args.out)
     if out.suffix != SUFFIX:
         raise UserError(f"--out: {out} should end in {SUFFIX}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out: {out} exists already; remove it or name another file")
     wanted = expected_parameters(args.config)
     layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))
@@ -66,9 +67,9 @@ def read_any_lora(path: Path, known: Mapping[str, str]) -> Tuple[Dict[str, LowRa
         for name, entry in entries.items():
             parts.setdefault(known[entry.layer], {})[entry.part] = np.array(source.read(name))
         _refuse(path, [layer for layer, have in parts.items() if not {A, B} <= set(have)], "layers without an A or a B")
-        layers = {name: _low_rank(have) for name, have in parts.items()}
-        misfits = [name for name, x in layers.items() if x.a.ndim != 2 or x.b.ndim != 2 or x.rank != x.b.shape[1]]
-        _refuse(path, misfits, "layers whose A and B do not fit each other")
+        layers = {
+            name: low_rank(have[A], have[B], have.get(ALPHA), f"--lora: {path}: {name}") for name, have in parts.items()
+        }
         return layers, source.metadata
 
 
@@ -81,11 +82,6 @@ def diffusers_tensors(layers: Mapping[str, LowRank], names: Mapping[str, str]) -
         tensors[f"{stem}.lora_A.weight"] = layer.a.astype(np.float32)
         tensors[f"{stem}.lora_B.weight"] = (scale * layer.b.astype(np.float64)).astype(np.float32)
     return tensors
-
-
-def _low_rank(parts: Mapping[str, np.ndarray]) -> LowRank:
-    alpha = parts.get(ALPHA)
-    return LowRank(parts[A], parts[B], float(len(parts[A]) if alpha is None else alpha))
 
 
 def _refuse(path: Path, names: List[str], what: str) -> None:

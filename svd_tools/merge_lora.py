@@ -7,6 +7,7 @@ Tensors are read from the mapped file and written one at a time.
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -21,7 +22,7 @@ from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
 from svd_tools.conversion.casts import DTYPES, encode
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
-from svd_tools.conversion.targets import KEEP, single_file_target, write_target
+from svd_tools.conversion.targets import ALLOW_NONFINITE, KEEP, single_file_target, write_target
 
 SUFFIXES = (".safetensors", ".ckpt")
 
@@ -38,7 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise UserError(f"--scale: {args.scale} cannot be used; expected a number, 1 merges the LoRA as it was trained")
     if out.suffix not in SUFFIXES:
         raise UserError(f"--out: {out} should end in {' or '.join(SUFFIXES)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out: {out} exists already; remove it or name another file")
     lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:
@@ -46,7 +47,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         make_output_dir(out.parent, "--out")
         require_free_space(out.parent, target.num_bytes, str(out))
         told = {"lora": Path(args.lora).name, "lora_sha256": file_sha256(args.lora), "lora_scale": str(args.scale)}
-        digests = write_target(target, {**source.metadata, "format": "pt", **told}, dict, sys.stderr.isatty())
+        digests = write_target(
+            target, {**source.metadata, "format": "pt", **told}, dict, sys.stderr.isatty(), args.allow_nonfinite
+        )
     sys.stdout.write(
         f"wrote {out}: {len(lora.layers)} of {len(source.info)} tensors merged with scale {args.scale:g}, "
         f"{target.num_bytes / 1e9:.2f} GB, sha256 of the tensors {digests['']}\n"
@@ -80,6 +83,7 @@ def _parser() -> CommandParser:
     add("--lora", required=True, help="the LoRA that train.py or svd_tools/convert_lora.py wrote")
     add("--out", required=True, help="the file to write: .safetensors, or .ckpt with the reference toolkit's names")
     add("--scale", default=1.0, type=float, help="how strongly: 1 as it was trained, 0 not at all, -1 the opposite")
+    add(ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning")
     add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")
     return parser
 

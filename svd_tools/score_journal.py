@@ -7,7 +7,7 @@ from typing import Any, Dict, NamedTuple, Optional
 
 from data.motion import FARNEBACK, FLOW_SIDE, MAP_SIDE, SAMPLE_SECONDS
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, reason
+from gm.files import PathLike, atomic_file, open_private, parse_json, read_text, reason
 
 METHOD = {**FARNEBACK, "flow_side": FLOW_SIDE, "map_side": MAP_SIDE, "seconds": SAMPLE_SECONDS}
 
@@ -58,14 +58,14 @@ class Journal:
         record = {"path": name, "stamp": _stamp(path), "finding": finding._asdict()}
         self._records[name] = record
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open_private(self._path, encoding="utf-8") as file:
                 file.write(_line(record))
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason(error)}") from error
 
     def _read(self) -> None:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+            lines = read_text(self._path).splitlines() if self._path.exists() else []
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {self._path}, which keeps the scores of earlier runs; remove it") from error
         records = [record for record in map(_parsed, lines) if record is not None]
@@ -79,8 +79,8 @@ def _line(record: Dict[str, Any]) -> str:
 
 def _parsed(line: str) -> Optional[Dict[str, Any]]:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line)
+    except ValueError:
         return None
 
 

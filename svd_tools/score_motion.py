@@ -32,7 +32,7 @@ from data.motion_bucket import motion_bucket
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir
+from gm.files import make_output_dir, require_writable
 from svd_tools.score_histogram import draw_histogram
 from svd_tools.score_journal import Finding, Journal
 
@@ -51,10 +51,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _check(args)
     output = Path(args.output)
+    histogram = Path(args.histogram or output.with_suffix(".png"))
     make_output_dir(output.parent, "--output")
+    require_writable(output, "--output")
+    require_writable(histogram, "--histogram")
     data_dir, names = find_videos(Path(args.videos), args.data_dir)
     findings = score_videos(data_dir, names, Journal(f"{output}.journal"), args.workers or os.cpu_count() or 1)
-    _write(findings, args.drop_static, output, Path(args.histogram or output.with_suffix(".png")))
+    _write(findings, args.drop_static, output, histogram)
 
 
 def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]:

@@ -22,7 +22,8 @@ import mindspore as ms
 from mindspore import Tensor
 
 from gm.backend import operators
-from gm.backend.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment
+from gm.backend.user_cache import CACHE_ENABLE, CACHE_PATH, cache_folder, environment, private_folder
+from gm.files import open_private
 
 KIND = "compiled"
 LOCK = "lock"
@@ -53,7 +54,7 @@ def kept_compilation(recipe: Any, inputs: Sequence[Any]) -> Iterator[None]:
         yield
         return
     settled = True
-    with (folder / LOCK).open("a") as lock:
+    with open_private(folder / LOCK) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # another process compiles it just now
@@ -82,7 +83,7 @@ def _prepared(recipe: Any, inputs: Sequence[Any]) -> Optional[Path]:
         return None
     folder = base / _key(recipe, inputs)
     try:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         os.utime(folder)
         if _fused():
             _share_kernels(Path(os.environ[CACHE_PATH]), folder)

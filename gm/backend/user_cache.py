@@ -1,8 +1,12 @@
-"""The user's cache folder for what can be made again: compiled kernels and networks."""
+"""The user's cache folder for what can be made again: compiled kernels and networks.
+
+What lies there is run, so a folder that somebody else owns or may write to is not used.
+"""
 
 import logging
 import os
 import platform
+import stat
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,15 +32,34 @@ def cache_folder(kind: str) -> Optional[Path]:
 @cache
 def _made(base: str, name: str) -> Optional[Path]:
     try:
-        folder = Path(base or Path.home() / ".cache") / "mindspore_svd" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        parent = Path(base or Path.home() / ".cache") / "mindspore_svd"
+        parent.parent.mkdir(parents=True, exist_ok=True)
+        return private_folder(private_folder(parent) / name)
     except (OSError, RuntimeError) as error:  # a RuntimeError: a user without a home
         logger.warning("what is compiled is not kept for the next run: %s", error)
         return None
-    if not os.access(folder, os.W_OK):
-        logger.warning("what is compiled is not kept for the next run: %s cannot be written", folder)
-        return None
-    return folder
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that this user alone may enter, made if it is not there.
+
+    Raises:
+        OSError: it cannot be made or written, is a link, belongs to another user, or others may write to it.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or not trusted(status):
+        raise PermissionError(f"{path} belongs to another user, or others may write to it; remove it")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")
+    path.chmod(0o700)
+    return path
+
+
+def trusted(status: os.stat_result) -> bool:
+    """Whether nobody but this user may have written a file or folder."""
+    mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @contextmanager

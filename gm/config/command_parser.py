@@ -13,6 +13,7 @@ from gm.config.values import Options, describe, expect, flags_below, show
 from gm.errors import UserError
 
 Group = TypeVar("Group", bound=Options)
+LARGEST = 2**63 - 1  # of any number, up or down; infinite ones and those that are none are refused, too
 
 
 class CommandParser(ArgumentParser):
@@ -37,12 +38,20 @@ class CommandParser(ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        flags = super().parse_args(self._complete_switches(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        args = self._complete_switches(sys.argv[1:] if args is None else args)
+        try:
+            flags = super().parse_args(args, *rest, **kwargs)
+        except ValueError as error:  # a number of thousands of digits in a group's file
+            self.error(str(error), error)
         for name, annotation in self._types().items():
             with flags_below("--"):
                 expect(name, flags[name], annotation)
         for prefix, group in self._options.items():
             read_group(group, flags, prefix)
+        for key, value in flags.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                    raise UserError(f"--{key}: {show(value)} cannot be used; expected a number within {LARGEST:g}")
         return flags
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:

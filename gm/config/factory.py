@@ -28,6 +28,7 @@ SUFFIX = "_config"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BYTES = 1 << 20  # of a file
 MOST_FILES = 32  # that a file is made of, through `base`
+MOST_DIGITS = 1000  # of a whole number; Python converts some 4000
 MOST_NODES = 100_000  # of a file, its aliases written out
 
 
@@ -143,6 +144,8 @@ def yaml_text(path: Union[str, Path], flag: str) -> str:
 def _node_count(node: Optional[yaml.Node], known: Dict[int, int]) -> int:
     """How many values a YAML node holds, those of its aliases counted each time; `known` are the counted ones."""
     if node is None or isinstance(node, yaml.ScalarNode):
+        if node and node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
+            raise YAMLError(f"a number has more than {MOST_DIGITS} digits")
         return 1
     if id(node) not in known:
         pairs = isinstance(node, yaml.MappingNode)

@@ -82,7 +82,7 @@ def fits(value: Any, annotation: Any, limits: Optional[Range] = None) -> bool:
     if origin in (list, tuple, collections.abc.Sequence):
         length_fits = origin is not tuple or (isinstance(value, (list, tuple)) and len(value) == len(args))
         return isinstance(value, (list, tuple)) and length_fits and all(fits(item, args[0], limits) for item in value)
-    if origin is not None or annotation is inspect.Parameter.empty or not isinstance(annotation, type):
+    if origin is not None or annotation in (Any, inspect.Parameter.empty) or not isinstance(annotation, type):
         return True
     if annotation not in (int, float):
         return isinstance(value, annotation)

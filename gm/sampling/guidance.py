@@ -1,5 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022)."""
 
+from dataclasses import dataclass, field
 from typing import Annotated, Optional, Tuple
 
 import numpy as np
@@ -10,6 +11,7 @@ EVERY_SIGMA = (0.0, float("inf"))
 Scale = Annotated[float, Range(0, 100)]
 
 
+@dataclass(eq=False)
 class Guider:
     """uncond + scale·(cond - uncond), with a scale for each of the images that share their conditioning.
 
@@ -20,10 +22,9 @@ class Guider:
         interval: the lowest and the highest σ that is guided (Kynkäänniemi et al. 2024); all of them by default.
     """
 
-    interval: Tuple[float, float] = EVERY_SIGMA
-
-    def __init__(self, max_scale: Scale = 2.5, min_scale: Scale = 1.0) -> None:
-        self.max_scale, self.min_scale = max_scale, min_scale
+    max_scale: Scale = 2.5
+    min_scale: Scale = 1.0
+    interval: Tuple[float, float] = field(default=EVERY_SIGMA, init=False)
 
     def shape(self, count: int) -> np.ndarray:
         """(k,) in 0..1: where, of k images, the scale is lowest (0) and highest (1)."""

@@ -4,7 +4,8 @@ They work on host arrays: a clip's latents are a few megabytes, the network is e
 NumPy generator, so that one seed gives one video on every device and in every mode.
 """
 
-from typing import Annotated, Callable, Iterable, Mapping, Optional, Type
+from dataclasses import dataclass
+from typing import Annotated, Any, Callable, Iterable, Mapping, Optional, Type
 
 import numpy as np
 
@@ -19,6 +20,7 @@ Denoise = Callable[[Array, float], Array]  # (x, σ) -> x0
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
+@dataclass(eq=False)
 class Sampler:
     """A loop over noise levels; subclasses define one `step`.
 
@@ -28,10 +30,9 @@ class Sampler:
         num_steps: n.
     """
 
-    def __init__(self, discretization, guider: Guider, num_steps: Steps = 25) -> None:
-        self.discretization = discretization
-        self.guider = guider
-        self.num_steps = num_steps
+    discretization: Any
+    guider: Guider
+    num_steps: Steps = 25
 
     def __call__(
         self, denoise: Denoise, noise: Array, rng: np.random.Generator, progress: Optional[Progress] = None
@@ -67,6 +68,7 @@ class Sampler:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class EDMSampler(Sampler):
     """The stochastic part of Karras et al. 2022, algorithm 2: churn raises σ before a step.
 
@@ -76,18 +78,10 @@ class EDMSampler(Sampler):
         s_noise: standard deviation of what is added.
     """
 
-    def __init__(
-        self,
-        discretization,
-        guider: Guider,
-        num_steps: Steps = 25,
-        s_churn: Factor = 0.0,
-        s_tmin: Factor = 0.0,
-        s_tmax: Annotated[float, Range(0, float("inf"))] = float("inf"),
-        s_noise: Factor = 1.0,
-    ) -> None:
-        super().__init__(discretization, guider, num_steps)
-        self.s_churn, self.s_tmin, self.s_tmax, self.s_noise = s_churn, s_tmin, s_tmax, s_noise
+    s_churn: Factor = 0.0
+    s_tmin: Factor = 0.0
+    s_tmax: Annotated[float, Range(0, float("inf"))] = float("inf")
+    s_noise: Factor = 1.0
 
     def churn(self, x: Array, sigma: float, rng: np.random.Generator):
         """x at σ -> x and σ after adding noise."""
@@ -121,6 +115,7 @@ class HeunEDMSampler(EDMSampler):
         return x + (slope + slope_next) / 2 * (sigma_next - sigma)
 
 
+@dataclass(eq=False)
 class EulerAncestralSampler(Sampler):
     """Euler to below σ_next, then fresh noise up to it (Katherine Crowson's k-diffusion).
 
@@ -129,11 +124,8 @@ class EulerAncestralSampler(Sampler):
         s_noise: standard deviation of what is added.
     """
 
-    def __init__(
-        self, discretization, guider: Guider, num_steps: Steps = 25, eta: Factor = 1.0, s_noise: Factor = 1.0
-    ) -> None:
-        super().__init__(discretization, guider, num_steps)
-        self.eta, self.s_noise = eta, s_noise
+    eta: Factor = 1.0
+    s_noise: Factor = 1.0
 
     def step(self, denoise: Denoise, x: Array, sigma: float, sigma_next: float, rng: np.random.Generator) -> Array:
         sigma_up = self.eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5

@@ -1,5 +1,6 @@
 """Noise levels of a sampling run: `discretizer(n)` gives n falling sigmas and a final 0."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ PositiveSigma = Annotated[float, Range(1e-6, 1e6)]
 ALIGN_YOUR_STEPS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
 
+@dataclass(eq=False)
 class EDMDiscretization:
     """σ_i = (σ_max^(1/ρ) + i/(n-1) (σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ (Karras et al. 2022, equation 5).
 
@@ -22,13 +24,9 @@ class EDMDiscretization:
         rho: the schedule's exponent.
     """
 
-    def __init__(
-        self,
-        sigma_min: PositiveSigma = 0.002,
-        sigma_max: PositiveSigma = 80.0,
-        rho: Annotated[float, Range(0.01, 100)] = 7.0,
-    ) -> None:
-        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+    sigma_min: PositiveSigma = 0.002
+    sigma_max: PositiveSigma = 80.0
+    rho: Annotated[float, Range(0.01, 100)] = 7.0
 
     def __call__(self, num_steps: int) -> np.ndarray:
         """(num_steps + 1,), float64."""
@@ -37,6 +35,7 @@ class EDMDiscretization:
         return np.append((high + ramp * (low - high)) ** self.rho, 0.0)
 
 
+@dataclass(eq=False)
 class AlignYourStepsDiscretization:
     """Sigmas tuned for few steps: the published ten, interpolated log-linearly for other counts.
 
@@ -44,8 +43,7 @@ class AlignYourStepsDiscretization:
         sigmas: falling; the last marks the end of the interpolation and is replaced by 0.
     """
 
-    def __init__(self, sigmas: Sequence[PositiveSigma] = ALIGN_YOUR_STEPS_SVD) -> None:
-        self.sigmas = tuple(sigmas)
+    sigmas: Sequence[PositiveSigma] = ALIGN_YOUR_STEPS_SVD
 
     def __call__(self, num_steps: int) -> np.ndarray:
         """(num_steps + 1,), float64."""

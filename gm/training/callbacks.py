@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gm.backend.memory import is_out_of_memory
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, reason
+from gm.files import PathLike, atomic_file, open_private, read_text, reason
 
 if TYPE_CHECKING:
     from gm.training.trainer import Trainer
@@ -138,10 +138,10 @@ class MetricsFile(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         path = Path(trainer.output_dir) / METRICS_NAME
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = read_text(path).splitlines(keepends=True) if path.exists() else []
         with atomic_file(path) as temporary:
             temporary.write_text("".join(line for line in lines if _step(line) <= trainer.step), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, it stays open for the run
+        self._file = open_private(path, encoding="utf-8")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -234,7 +234,7 @@ class ConfigFile(Callback):
     def on_start(self, trainer: "Trainer") -> None:
         path = Path(trainer.output_dir) / f"{CONFIG_NAME}.yaml"
         with keep_training(f"saving {path}"):
-            if path.exists() and path.read_text(encoding="utf-8") != self._text:
+            if path.exists() and read_text(path) != self._text:
                 path.replace(path.with_name(f"{CONFIG_NAME}_until_step_{trainer.step}.yaml"))
             with atomic_file(path) as temporary:
                 temporary.write_text(self._text, encoding="utf-8")

@@ -17,17 +17,25 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from gm.errors import UserError
-from gm.files import PathLike, atomic_dir, atomic_file, make_output_dir, require_free_space
+from gm.files import (
+    PathLike,
+    atomic_dir,
+    atomic_file,
+    locked,
+    make_output_dir,
+    open_private,
+    parse_json,
+    read_text,
+    reason,
+    remove_dir,
+    remove_leftovers,
+    require_free_space,
+)
 from gm.training.optim import AVERAGE
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.parameters import WeightsWriter, set_parameter
 from gm.weights.safetensors_file import array_bytes, write_safetensors
 from gm.weights.tensor_source import TensorInfo
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder go unnoticed there
-    fcntl = None
 
 RESUME = "--train.resume"
 FOLDER, PREFIX, LOCK = "checkpoints", "step_", ".lock"
@@ -105,12 +113,14 @@ class CheckpointFolder:
             UserError: another run is writing there, or the folder cannot be written.
         """
         make_output_dir(self.output_dir, "--train.output_dir")
-        with open(self.output_dir / LOCK, "w") as file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"--train.output_dir: another run is writing to {self.output_dir}") from error
+        try:
+            file = open_private(self.output_dir / LOCK)
+        except OSError as error:
+            raise UserError(f"--train.output_dir: cannot write {self.output_dir / LOCK}: {reason(error)}") from error
+        with file:
+            if not locked(file.fileno()):
+                raise UserError(f"--train.output_dir: another run is writing to {self.output_dir}")
+            remove_leftovers(self.folder)
             for path in self.folder.glob(f".{PREFIX}*"):
                 shutil.rmtree(path, ignore_errors=True)
             yield
@@ -118,12 +128,10 @@ class CheckpointFolder:
     def prune(self) -> None:
         """Removes all but the newest `keep`."""
         for path in self.all()[: -self.keep] if self.keep else []:
-            hidden = path.with_name(f".{path.name}.old")  # never half a checkpoint under a whole one's name
             try:
-                path.replace(hidden)
+                remove_dir(path)  # never half a checkpoint under a whole one's name
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", path, error)
-            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_checkpoint(
@@ -160,7 +168,7 @@ def read_numbers(path: Path) -> Dict[str, Any]:
         UserError: the folder is no checkpoint, or one that another version wrote.
     """
     try:
-        numbers = json.loads((path / NUMBERS).read_text(encoding="utf-8"))
+        numbers = parse_json(read_text(path / NUMBERS))
         if numbers["format"] == FORMAT:
             return numbers
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ from gm.training.optim import LearningRate
 from gm.training.train_step import Inputs, StepResult, TrainStep
 from gm.weights.parameters import WeightsWriter
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Batch = Mapping[str, np.ndarray]  # what the data set gives: column -> values with a batch axis
 Randoms = Sequence[SampleRandom]  # of the b clips of a batch
 Prepare = Callable[[Batch, Randoms], Inputs]  # from what the data set gives to what the loss takes
@@ -62,7 +62,8 @@ class StopSignal:
         self._before: Dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -5,7 +5,7 @@ import mmap
 from pathlib import Path
 
 from gm.errors import UserError
-from gm.files import PathLike, reason
+from gm.files import PathLike, open_input, reason
 from gm.weights.ckpt_file import parse_ckpt
 from gm.weights.names import compare_names, from_reference
 from gm.weights.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES, parse_safetensors, save_safetensors
@@ -56,7 +56,7 @@ def open_checkpoint(path: PathLike) -> TensorSource:
 def is_torch_pickle(path: PathLike) -> bool:
     """Whether there is a file that looks as if `torch.save` wrote it, in its present or its old format."""
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             return file.read(4).startswith(_PICKLE_MARKS)
     except OSError:
         return False
@@ -65,7 +65,7 @@ def is_torch_pickle(path: PathLike) -> bool:
 def file_sha256(path: PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         for block in iter(lambda: file.read(_HASH_BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -75,7 +75,7 @@ def _map_file(path: Path) -> mmap.mmap:
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file; convert a diffusers folder with {CONVERT}{path}")
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}; check the path") from error

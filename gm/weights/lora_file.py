@@ -8,7 +8,7 @@ names of diffusers and PEFT, and reads both and kohya's.
 
 from math import prod
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Mapping, NamedTuple
+from typing import Callable, Dict, Iterable, Mapping, NamedTuple, Optional
 
 import numpy as np
 
@@ -128,12 +128,27 @@ def read_lora(path: PathLike) -> LoRA:
         _check_names(source, stems)
         layers = {}
         for stem in stems:
-            a, b = np.array(source.read(stem + A)), np.array(source.read(stem + B))
-            if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-                raise UserError(f"{path}: {stem} has A {a.shape} and B {b.shape}, which are not (r, in) and (out, r)")
-            alpha = float(source.read(stem + ALPHA)) if stem + ALPHA in source.info else float(len(a))
-            layers[DROPPED + stem] = LowRank(a, b, alpha)
+            alpha = source.read(stem + ALPHA) if stem + ALPHA in source.info else None
+            layers[DROPPED + stem] = low_rank(
+                np.array(source.read(stem + A)), np.array(source.read(stem + B)), alpha, f"{path}: {stem}"
+            )
         return LoRA(Path(path), layers, source.metadata)
+
+
+def low_rank(a: np.ndarray, b: np.ndarray, alpha: Optional[np.ndarray], what: str) -> LowRank:
+    """A layer's branch as a file holds it; without an alpha it is the rank.
+
+    Raises:
+        UserError: not (r, in), (out, r) and one number, or anything but finite floating-point numbers; `what` names it.
+    """
+    if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1]:
+        raise UserError(f"{what} has A {a.shape} and B {b.shape}, which are not (r, in) and (out, r)")
+    alpha = np.array(float(len(a))) if alpha is None else alpha
+    if alpha.size != 1 or not all(x.dtype.kind == "f" for x in (a, b)) or alpha.dtype.kind not in "fiu":
+        raise UserError(f"{what} has other values than floating-point numbers and one alpha; fetch or save it again")
+    if not all(np.isfinite(x).all() for x in (a, b, alpha)):
+        raise UserError(f"{what} has NaN or infinite values; fetch or train it again")
+    return LowRank(a, b, float(alpha.item()))
 
 
 def _check_names(source: TensorSource, stems: Iterable[str]) -> None:

@@ -6,17 +6,19 @@ Format: https://github.com/huggingface/safetensors#format
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from gm.files import PathLike, atomic_file
+from gm.files import PathLike, atomic_file, parse_json
 from gm.weights.tensor_source import ITEM_BYTES, NUMPY_DTYPES, Contents, DamagedFile, Raw, TensorInfo
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 DATA_SHA256 = "data_sha256"  # metadata key: SHA-256 of everything after the header, tensor after tensor
-_METADATA = "__metadata__"
+MAX_TENSORS = 100_000  # many times those of the largest model
+MAX_REASON = 200  # characters of another library's words in an error line
+_METADATA, _OFFSETS = "__metadata__", b"data_offsets"
 _DTYPE_NAMES = {np.dtype(code).name: name for name, code in NUMPY_DTYPES.items()}
 
 
@@ -30,17 +32,34 @@ def parse_safetensors(data, rename: Callable[[str], str] = str) -> Contents:
     if header_end > len(data):
         raise DamagedFile(f"it is truncated: {len(data)} bytes, and its header alone takes {header_end}")
     try:
-        header = json.loads(data[LENGTH_BYTES:header_end])
-        metadata = header.pop(_METADATA, {})
-        info = {rename(name): TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-        starts_stops = [entry["data_offsets"] for entry in header.values()]
+        text = data[LENGTH_BYTES:header_end]
+        if text.count(_OFFSETS) > MAX_TENSORS:
+            raise ValueError(f"more than {MAX_TENSORS} tensors")
+        header = parse_json(text)
+        metadata = {str(key): str(value) for key, value in (header.pop(_METADATA, None) or {}).items()}
+        info = {rename(name): TensorInfo(*_described(entry)) for name, entry in header.items()}
+        starts_stops = [_whole_numbers(entry["data_offsets"]) for entry in header.values()]
         extents = {name: [(header_end + a, header_end + b)] for name, (a, b) in zip(info, starts_stops)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFile(f"its safetensors header cannot be read ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DamagedFile(f"its safetensors header cannot be read ({str(error)[:MAX_REASON]})") from error
     if len(info) != len(header):
         raise DamagedFile("two of its tensors have the same name")
     _check_extents(info, extents, len(data))
     return Contents(info, extents, metadata)
+
+
+def _described(entry: Mapping[str, object]) -> Tuple[str, Tuple[int, ...]]:
+    """A header entry's element type and shape."""
+    shape = tuple(_whole_numbers(entry["shape"]))
+    if not isinstance(entry["dtype"], str):
+        raise ValueError("an element type that is no text")
+    return entry["dtype"], shape
+
+
+def _whole_numbers(values: Sequence[object]) -> Sequence[int]:
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+        raise ValueError("a shape or a place in the file that is no list of whole numbers")
+    return values
 
 
 def _check_extents(info: Mapping[str, TensorInfo], extents: Mapping[str, list], file_bytes: int) -> None:

@@ -23,6 +23,8 @@ NUMPY_DTYPES = {
     "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
 }  # fmt: skip
 
+MAX_AXES, MAX_ELEMENTS = 16, 1 << 48
+
 Extent = Tuple[int, int]  # first byte and the byte after the last, counted from the file's start
 Raw = Union[bytes, memoryview]
 
@@ -37,6 +39,11 @@ class TensorInfo:
 
     dtype: str
     shape: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses a shape that no array can have, be it with a zero in it."""
+        if len(self.shape) > MAX_AXES or prod(max(size, 1) for size in self.shape) > MAX_ELEMENTS:
+            raise DamagedFile(f"it has a tensor of more than {MAX_AXES} axes or {MAX_ELEMENTS} numbers")
 
     @property
     def num_bytes(self) -> int:

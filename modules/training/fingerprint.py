@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
 from gm.config.targets import TARGETS
-from gm.files import PathLike
+from gm.files import PathLike, open_input
 from gm.model import Stage
 from gm.weights.checkpoint import open_checkpoint
 from modules.training.options import TrainingOptions
@@ -67,7 +67,7 @@ def file_fingerprint(path: PathLike) -> str:
     """A hash of a file's size, beginning and samples all over it: for telling files apart without reading them."""
     size = Path(path).stat().st_size
     sha256 = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         for index in range(SAMPLES):
             file.seek(size * index // SAMPLES)
             sha256.update(file.read(SAMPLE_BYTES))

@@ -1,7 +1,7 @@
 """The options of train.py, as in the reference toolkit's svd_train.yaml and beyond, each stated once."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple, Type
 
 from gm.config.values import OptionError, Options, Range, expect
 from gm.errors import UserError
@@ -251,7 +251,7 @@ class LossScaleOptions(Options):
 
 @dataclass
 class TrainingOptions:
-    """All of them, with the data set's arguments.
+    """All of them, with the data set's arguments; what is below which flag says :func:`groups`.
 
     Raises:
         UserError: options that do not go together.
@@ -296,6 +296,13 @@ class TrainingOptions:
         for flag, value in useless.items():
             if value:
                 raise UserError(f"{flag} is not for --train.stage={self.run.stage}; leave it off")
+
+
+def groups() -> Dict[str, Tuple[str, Type[Options]]]:
+    """Name in :class:`TrainingOptions` -> what its flags are below, and its class."""
+    prefixes = {"environment": "environment", "run": "train", "loss_scale": "LossScale"}
+    named = {item.name: item.type for item in fields(TrainingOptions) if item.name != "dataset"}
+    return {name: (prefixes.get(name, f"train.{name}"), group) for name, group in named.items()}
 
 
 def pick(options: Any) -> Dict[str, Any]:

@@ -5,7 +5,7 @@ import tempfile
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from gm.files import PathLike
 from gm.model import DiffusionEngine
 from gm.training.callbacks import Callback, TensorBoardLog, keep_training
 from gm.training.trainer import Trainer
-from modules.options import ClipOptions
 from modules.pipeline import draw_noise, generate, to_frames, to_pixels
+from modules.training.options import ValidationOptions
 
 FOLDER = "validation"  # in the run's folder
 FLAG = "--train.validation."
@@ -37,13 +37,8 @@ class ValidationVideos(Callback):
     Args:
         images: an image file or a folder of them.
         num_frames, height, width: of the videos; the training's by default, which the caller knows.
-        seeds: of the noise; each image is animated with each.
-        fps: frames per second of the video, which the model is conditioned on (less 1).
-        motion_bucket_id: 0 to 255.
-        noise_aug_strength: of the conditioning noise.
-        sampling_steps: of the sampler; 0 takes the YAML's.
-        decode_chunk_size: frames decoded at a time; 0 decodes all at once.
         log: TensorBoard's files.
+        options: other fields of :class:`modules.training.options.ValidationOptions`.
 
     Raises:
         UserError: an image cannot be read: before training starts.
@@ -55,25 +50,19 @@ class ValidationVideos(Callback):
         num_frames: int,
         height: int,
         width: int,
-        seeds: Sequence[int] = (42,),
-        fps: int = 7,
-        motion_bucket_id: int = 127,
-        noise_aug_strength: float = 0.02,
-        sampling_steps: int = 0,
-        decode_chunk_size: int = 0,
         log: Optional[TensorBoardLog] = None,
+        **options: Any,
     ) -> None:
         self._paths: List[Path] = find_images(images, f"{FLAG}images")
         self._images = [fit_image(read_image(path), height, width) for path in self._paths]
-        self._num_frames, self._seeds, self._sampling_steps = num_frames, list(seeds), sampling_steps
-        self._settings = ClipOptions(fps, motion_bucket_id, noise_aug_strength, decode_chunk_size)
-        self._log = log
+        self._options = ValidationOptions(**{"every": 1, "images": str(images), **options})
+        self._num_frames, self._log = num_frames, log
 
     def on_validation(self, step: int, trainer: Trainer) -> None:
         """Makes all videos with the weights of this step."""
-        with trainer.averaged(), _sampling_steps(trainer.engine, self._sampling_steps):
+        with trainer.averaged(), _sampling_steps(trainer.engine, self._options.sampling_steps):
             for path, image in zip(self._paths, self._images):
-                for seed in self._seeds:
+                for seed in self._options.seeds:
                     name = f"{path.stem}_seed{seed}"
                     with keep_training(f"the validation video {name} of step {step}"):
                         frames = self._sample(trainer.engine, image, seed)
@@ -83,15 +72,13 @@ class ValidationVideos(Callback):
         """(t, h, w, 3), uint8."""
         rng = np.random.default_rng(seed)
         pixels = to_pixels(image)
-        decoded = generate(engine, pixels, draw_noise(engine, pixels, self._num_frames, rng), rng, self._settings)
-        if not np.isfinite(decoded).all():
-            logger.warning("a validation video holds values that are no numbers; they are shown black")
-        return to_frames(np.nan_to_num(decoded, nan=-1.0))[0]
+        decoded = generate(engine, pixels, draw_noise(engine, pixels, self._num_frames, rng), rng, self._options)
+        return to_frames(decoded)[0]
 
     def _write(self, frames: np.ndarray, name: str, step: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        fps = self._settings.fps
-        settings = {"step": step, "motion_bucket_id": self._settings.motion_bucket_id, "fps": fps}
+        fps = self._options.fps
+        settings = {"step": step, "motion_bucket_id": self._options.motion_bucket_id, "fps": fps}
         write_video(frames, folder / f"{name}_step{step:08d}.mp4", fps, settings, "mp4")
         if self._log is not None:
             with tempfile.TemporaryDirectory() as temporary:

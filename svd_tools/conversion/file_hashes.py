@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Dict, Optional, Sequence
 
 from gm.errors import UserError
-from gm.files import reason
+from gm.files import open_input, reason
 
 _BLOCK = 1 << 20
 
@@ -48,7 +48,7 @@ class FileHashes:
 
     def _hash(self, path: Path) -> str:
         digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as file:
+        with open_input(path, buffering=0) as file:
             while not self._stop.is_set():
                 block = file.read(_BLOCK)
                 if not block:

@@ -8,6 +8,7 @@ from typing import Callable, Dict, Mapping, Optional
 
 from tqdm import tqdm
 
+from gm.errors import UserError
 from gm.files import atomic_dir
 from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
 from gm.weights.names import to_reference
@@ -19,6 +20,7 @@ from svd_tools.conversion.key_map import has_no_place, is_unused
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
 from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
 
+ALLOW_NONFINITE = "--allow_nonfinite"
 KEEP = "keep"  # --dtype: as it is
 _log = logging.getLogger(__name__)
 
@@ -75,18 +77,28 @@ def diffusers_target(path: Path, published: Tensors, dtype: str, leftovers: bool
 
 
 def write_target(
-    target: Target, metadata: Mapping[str, str], late_metadata: Callable[[], Mapping[str, str]], show_progress: bool
+    target: Target,
+    metadata: Mapping[str, str],
+    late_metadata: Callable[[], Mapping[str, str]],
+    show_progress: bool,
+    allow_nonfinite: bool = False,
 ) -> Dict[str, str]:
-    """Writes a target, whole or not at all, and warns of tensors that hold values which are not numbers.
+    """Writes a target, whole or not at all.
+
+    Args:
+        allow_nonfinite: tensors that hold NaN or infinite values are written with a warning.
 
     Returns:
         File inside the target → SHA-256 of its tensors' bytes.
+
+    Raises:
+        UserError: such a tensor, or the target cannot be written.
     """
     total = sum(tensor.info.num_bytes for tensors in target.files.values() for tensor in tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not show_progress) as bar:
 
         def write(path: Path, tensors: Tensors) -> str:
-            read = _Reader(tensors, bar)
+            read = _Reader(tensors, bar, allow_nonfinite)
             if path.suffix == ".ckpt":
                 return write_ckpt(path, infos(tensors), read)
             return write_safetensors(path, infos(tensors), read, metadata, late_metadata)
@@ -114,9 +126,8 @@ def _in_dtype(tensors: Tensors, dtype: str) -> Tensors:
 class _Reader:
     """Reads tensors one after the other, giving back the memory of the one before."""
 
-    def __init__(self, tensors: Tensors, bar: tqdm):
-        self._tensors = tensors
-        self._bar = bar
+    def __init__(self, tensors: Tensors, bar: tqdm, allow_nonfinite: bool):
+        self._tensors, self._bar, self._allow_nonfinite = tensors, bar, allow_nonfinite
         self._previous: Optional[LazyTensor] = None
 
     def __call__(self, name: str) -> Raw:
@@ -126,9 +137,12 @@ class _Reader:
         raw = tensor.load()
         nan, infinite = count_not_finite(raw, tensor.info)
         if nan or infinite:
-            _log.warning(
-                "%s (from %s) has %d NaN and %d infinite values among %s",
-                name, tensor.origin, nan, infinite, tensor.info.shape,
-            )  # fmt: skip
+            found = f"{name} (from {tensor.origin}) has {nan} NaN and {infinite} infinite values"
+            if not self._allow_nonfinite:
+                raise UserError(
+                    f"{found}: nothing is written; fetch or merge the weights again (fp16 holds numbers up to 65504 "
+                    f"only, see --dtype), or write them as they are with {ALLOW_NONFINITE}"
+                )
+            _log.warning("%s among %s", found, tensor.info.shape)
         self._bar.update(tensor.info.num_bytes)
         return raw

@@ -1,11 +1,11 @@
 """Finding and opening what a conversion starts from: a file of any kind, or a diffusers folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from gm.errors import UserError
+from gm.files import parse_json, read_text
 from gm.weights.checkpoint import is_torch_pickle, open_checkpoint
 from svd_tools.conversion.key_map import IMAGE_ENCODER, UNET, VAE
 from svd_tools.conversion.lazy_tensor import Tensors, from_source
@@ -127,7 +127,7 @@ def _index_name(stem: str, suffix: str, variant: Optional[str]) -> str:
 
 def _shards(index: Path) -> List[Path]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = parse_json(read_text(index))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read as a list of shards ({error}); fetch it again") from error

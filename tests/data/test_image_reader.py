@@ -1,11 +1,12 @@
 import io
+import os
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 from data.image_reader import find_images, fit_image, read_image
 from gm.errors import UserError
@@ -298,3 +299,21 @@ def test_any_size_of_source_fits(source):
 def test_crop_offset_outside_the_image_is_refused(picture, offset):
     with pytest.raises(UserError, match=r"--SVD\.crop_offset.*outside 0 to 1"):
         fit_image(picture, 64, 64, offset)
+
+
+@pytest.mark.parametrize("suffix", ["eps", "png"])
+def test_pictures_that_other_programs_would_run_are_refused(tmp_path, monkeypatch, suffix):
+    """A PostScript file, whatever its name: Ghostscript, which Pillow would start for it, is never looked for."""
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    assert b"%!PS-Adobe" in path.read_bytes()
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("PostScript is run"))
+    with pytest.raises(UserError, match="it is not an image, or of a kind that is not supported"):
+        read_image(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match="it is a named pipe"):
+        read_image(tmp_path / "a.png")

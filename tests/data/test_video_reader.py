@@ -193,3 +193,24 @@ def test_sound_alone_is_no_video(folder):
         container.mux(stream.encode(frame))
     with pytest.raises(VideoError, match="holds no video"):
         VideoReader(path)
+
+
+@pytest.mark.timeout(30)
+def test_only_the_named_file_itself_is_opened(folder, plain, monkeypatch):
+    """No protocol, no list of other files: names are names, and what a file asks for is not fetched."""
+    monkeypatch.chdir(folder)
+    (folder / "12:30 party.mp4").write_bytes(plain.read_bytes())
+    with VideoReader("12:30 party.mp4") as reader:
+        assert reader.num_frames == NUM_FRAMES
+    for name in ("http://127.0.0.1:9/x.mp4", "pipe:0.mp4", "concat:plain.mp4|plain.mp4", "file:plain.mp4", "-"):
+        with pytest.raises(VideoError, match="No such file"):
+            VideoReader(name)
+    lists = {
+        "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2,\n{plain.as_uri()}\n#EXT-X-ENDLIST\n",
+        "concat.mp4": "ffconcat version 1.0\nfile plain.mp4\n",
+        "sdp.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    }
+    for name, text in lists.items():
+        (folder / name).write_text(text)
+        with pytest.raises(VideoError, match=name):
+            VideoReader(name)

@@ -13,11 +13,16 @@ import pytest
 from PIL import Image
 
 from data import mp4_writer
-from data.video_writer import WRITERS, check_video_format, read_metadata, video_path, write_video
+from data.video_writer import WRITERS, check_video_format, new_video_path, read_metadata, write_video
 from gm.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
 SETTINGS = {"seed": 42, "image": 'grüße "a";=#\\\n.png', "SVD": {"fps": 7, "sampler": None, "min_cfg": 1.5}}
+
+
+def video_path(folder, stem, video_format):
+    with new_video_path(folder, stem, video_format) as path:
+        return path
 
 
 def moving_picture(num_frames, height, width):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import mindspore as ms
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gm.errors import UserError
 from gm.weights.checkpoint import file_sha256, open_checkpoint, save_safetensors
 from gm.weights.names import to_reference
 from tests.svd_tools.small_model import assert_same_tensors, read_all, run_convert
@@ -99,12 +101,17 @@ def test_dry_run_prints_the_map_and_writes_nothing(small, tmp_path, capsys):
     assert lines[-1].startswith(f"would write {tmp_path / 'out' / 'small'}")
 
 
-def test_not_a_number_is_warned_of_by_name(small, tmp_path, caplog):
+def test_not_a_number_is_refused_by_name_and_written_if_asked_for(small, tmp_path, caplog):
     weights = dict(small[1])
     name = next(iter(weights))
     weights[name] = np.full_like(weights[name], np.nan)
     save_safetensors(tmp_path / "nan.safetensors", weights)
+    with pytest.raises(
+        UserError, match=f"^{name} .* has {weights[name].size} NaN and 0 infinite .* nothing is written"
+    ):
+        run_convert(tmp_path / "nan.safetensors", tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
     with caplog.at_level(logging.WARNING):
-        run_convert(tmp_path / "nan.safetensors", tmp_path)
+        run_convert(tmp_path / "nan.safetensors", tmp_path, "--allow_nonfinite=true")
     assert [name in record.message for record in caplog.records] == [True]
     assert (tmp_path / "nan.ckpt").exists()

@@ -1,8 +1,11 @@
 """How loops are compiled and spread over the cores."""
 
+import logging
 import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Callable
 
@@ -12,14 +15,27 @@ SMALLEST = 1 << 14  # numbers for which a second thread pays
 START_SECONDS = 1e-3  # in which a thread takes nothing else, so that the next task starts another
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}  # inf and nan stay
 
+logger = logging.getLogger(__name__)
+
 
 def kernel(function: Callable) -> Callable:
     """Compiles a function when it is first called, and keeps what was compiled beside its source or in Numba's cache
-    folder (NUMBA_CACHE_DIR); where neither can be written, each process compiles it again."""
-    try:
-        return numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:
-        return numba.njit(**OPTIONS)(function)
+    folder (NUMBA_CACHE_DIR); where neither can be written, or others might, each process compiles it again."""
+    with suppress(RuntimeError):
+        kept = numba.njit(cache=True, **OPTIONS)(function)
+        if _as_safe_as(kept.stats.cache_path, os.path.dirname(function.__code__.co_filename)):
+            return kept
+        logger.warning("others may write to %s: what is compiled is not kept there", kept.stats.cache_path)
+    return numba.njit(**OPTIONS)(function)
+
+
+def _as_safe_as(folder: str, sources: str) -> bool:
+    """Whether nobody may have written into a folder, what is in there being run, who may not change the sources too."""
+    if not hasattr(os, "geteuid"):
+        return True
+    status, beside = os.stat(folder), os.stat(sources)
+    more_writers = status.st_mode & ~beside.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid in (os.geteuid(), beside.st_uid) and not more_writers
 
 
 def inlined(function: Callable) -> Callable:

@@ -206,7 +206,8 @@ def test_a_file_that_grows_without_end_is_refused(tmp_path):
         (tmp_path / f"base{n}.yaml").write_text(f"base: [base{n - 1}.yaml, base{n - 1}.yaml]\n" if n else "a: 1\n")
     with pytest.raises(UserError, match="more than 32 files"):
         load_config(tmp_path / "base23.yaml")
-    for text, words in (("[" * 100_000, "nest"), ("a: &a [*a]", "holds itself"), ("#" * (1 << 21), "bytes")):
+    nested, itself, long, digits = "[" * 100_000, "a: &a [*a]", "#" * (1 << 21), f"a: {'9' * 5000}"
+    for text, words in ((nested, "nest"), (itself, "holds itself"), (long, "bytes"), (digits, "digits")):
         with pytest.raises(UserError, match=words):
             load_config(write(tmp_path, a=text))
 

@@ -1,0 +1,66 @@
+"""How commands end: signals, readers that go away, full and closed outputs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+COMMAND = """
+import sys
+from pathlib import Path
+from gm.errors import run_command
+from gm.files import atomic_dir, atomic_file
+
+def main(argv):
+    with atomic_dir(Path(sys.argv[1]) / "folder") as folder, atomic_file(Path(sys.argv[1]) / "file") as file:
+        (folder / "part").write_text("half")
+        for _ in range(3):
+            sys.stdout.write("x" * 100_000 + "\\n")
+            sys.stdout.flush()
+        sys.stdin.read()
+
+run_command(main)
+"""
+
+
+def start(folder, **options):
+    command = [sys.executable, "-c", COMMAND, str(folder)]
+    return subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stopped_command_leaves_nothing_and_says_so(tmp_path, number):
+    with start(tmp_path, stdout=subprocess.PIPE) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        assert len(os.listdir(tmp_path)) == 2
+        process.send_signal(number)
+        errors = process.communicate()[1]
+    assert process.returncode == 128 + number and os.listdir(tmp_path) == []
+    assert errors.startswith("interrupted") and errors.count("\n") == 1
+
+
+def test_nohup_is_respected(tmp_path):
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with start(tmp_path, stdout=subprocess.PIPE, preexec_fn=ignore) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        process.communicate("go on")
+    assert process.returncode == 0 and sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("output", "code"), [("| head -c 1 > /dev/null", 0), ("> /dev/full", 2), (">&-", 0), ("2>&-", 0)]
+)
+def test_work_is_done_whoever_reads(tmp_path, output, code):
+    line = f'set -o pipefail; {sys.executable} -c "$0" {tmp_path} < /dev/null {output}'
+    result = subprocess.run(["bash", "-c", line, COMMAND], cwd=PROJECT, capture_output=True, text=True)
+    assert (result.returncode, sorted(os.listdir(tmp_path))) == (code, ["file", "folder"])
+    expected = "error: the standard output cannot be written: No space left on device; all files are written\n"
+    assert result.stderr == (expected if code else "")
