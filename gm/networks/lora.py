@@ -1,12 +1,13 @@
 """Low-rank adaptation of linear layers (LoRA, Hu et al. 2021): W x + (α/r)·B A x, of which only A and B are trained."""
 
 import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
+from gm.backend import operators
 from gm.errors import UserError
 from gm.networks.layers import Linear
 from gm.weights.lora_file import is_lora_name
@@ -47,11 +48,12 @@ class LoRALinear(Linear):
         for layer in (self, self.lora_A, self.lora_B):
             layer.compute_dtype = base.compute_dtype
 
-    def product(self, x: Tensor) -> Tensor:
-        return super().product(x) + self.lora_B.product(self.lora_A.product(x)) * self.scale
+    def construct(self, x: Tensor) -> Tensor:
+        return super().construct(x) + self.lora_B(self.lora_A(x)) * self.scale
 
-    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        return ops.chunk(self.construct(x), 2, axis=-1)
+    def gated(self, x: Tensor) -> Tensor:
+        hidden, gate = ops.chunk(self.construct(x), 2, axis=-1)
+        return hidden * operators.current.gelu(gate)
 
 
 def add_lora(

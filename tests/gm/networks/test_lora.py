@@ -74,7 +74,7 @@ def loaded(source):
 def run(net):
     rng = np.random.default_rng(5)
     x, context, vector = random(rng, FRAMES, 8, 8, 8), random(rng, 1, 1, 24), random(rng, 1, 96)
-    out = net(Tensor(x), Tensor(np.float32([0.3])), Tensor(context), Tensor(vector), FRAMES)
+    out = net(Tensor(x), Tensor(np.float32([0.3])), Tensor(context), Tensor(vector))
     return out.astype(ms.float32).asnumpy()
 
 
@@ -116,7 +116,7 @@ def test_only_the_branches_learn(net):
 def loss_of(net):
     rng = np.random.default_rng(5)
     x, context, vector = random(rng, FRAMES, 8, 8, 8), random(rng, 1, 1, 24), random(rng, 1, 96)
-    return (net(Tensor(x), Tensor(np.float32([0.3])), Tensor(context), Tensor(vector), FRAMES) ** 2).mean()
+    return (net(Tensor(x), Tensor(np.float32([0.3])), Tensor(context), Tensor(vector)) ** 2).mean()
 
 
 def test_branches_and_merged_weights_give_the_same_result(checkpoint, net, lora):
@@ -141,7 +141,7 @@ class Transformer(nn.Cell):
         self.inputs = [Tensor(random(rng, *shape)) for shape in ((FRAMES, 32, 4, 4), (1, 1), (1, 1, 24))]
 
     def construct(self, x, emb, context):
-        return self.block(x, emb, context, FRAMES)
+        return self.block(x, emb, context)
 
     def result(self):
         return self(*self.inputs).asnumpy().astype(np.float32)
