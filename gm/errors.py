@@ -15,13 +15,6 @@ class UserError(Exception):
     """A failure whose message is all that the user needs: shown on one line, without a traceback."""
 
 
-def require(holds: bool, flag: str, value: object, wanted: str) -> None:
-    """Raises a :class:`UserError` that names the flag, its value and what is wanted of it, unless that holds."""
-    if not holds:
-        shown = f"{value:g}" if isinstance(value, float) else value
-        raise UserError(f"{flag} is {shown}; it is {wanted}")
-
-
 def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[Sequence[str]] = None) -> NoReturn:
     """Runs a command's `main` and exits the process.
 

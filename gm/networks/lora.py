@@ -1,13 +1,14 @@
 """Low-rank adaptation of linear layers (LoRA, Hu et al. 2021): W x + (α/r)·B A x, of which only A and B are trained."""
 
 import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from gm.errors import UserError, require
+from gm.backend import operators
+from gm.errors import UserError
 from gm.networks.layers import Linear
 from gm.weights.lora_file import is_lora_name
 from gm.weights.parameters import set_parameter
@@ -47,11 +48,12 @@ class LoRALinear(Linear):
         for layer in (self, self.lora_A, self.lora_B):
             layer.compute_dtype = base.compute_dtype
 
-    def product(self, x: Tensor) -> Tensor:
-        return super().product(x) + self.lora_B.product(self.lora_A.product(x)) * self.scale
+    def construct(self, x: Tensor) -> Tensor:
+        return super().construct(x) + self.lora_B(self.lora_A(x)) * self.scale
 
-    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        return ops.chunk(self.construct(x), 2, axis=-1)
+    def gated(self, x: Tensor) -> Tensor:
+        hidden, gate = ops.chunk(self.construct(x), 2, axis=-1)
+        return hidden * operators.current.gelu(gate)
 
 
 def add_lora(
@@ -73,11 +75,9 @@ def add_lora(
         The names of the adapted layers.
 
     Raises:
-        UserError: rank or alpha out of range, no regular expression, or no linear layer with such a name.
+        UserError: no regular expression, or no linear layer with such a name.
     """
     alpha = float(rank) if alpha is None else alpha
-    require(rank >= 1, f"{FLAG}rank", rank, "1 or more")
-    require(0 < alpha < float("inf"), f"{FLAG}alpha", str(alpha), "above 0")
     names = matching_layers(net, targets)
     rng = np.random.default_rng(seed)
     for parameter in net.get_parameters():

@@ -1,4 +1,4 @@
-"""Antialiased bicubic resizing, as SVD's image encoder saw its pictures in training.
+"""Antialiased bicubic resizing, as SVD's image encoder saw its images in training.
 
 The published model was trained with kornia's `resize(interpolation="bicubic", align_corners=True, antialias=True)`: a
 Gaussian blur, then bicubic interpolation with corners aligned. Both are linear along each axis, so a resize is one

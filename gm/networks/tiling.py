@@ -1,4 +1,4 @@
-"""Pictures that are too large at once, tile by tile."""
+"""Images that are too large at once, tile by tile."""
 
 from typing import Callable, List, Tuple
 
@@ -9,10 +9,10 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 def in_tiles(function: Function, x: np.ndarray, tile: int, units: Tuple[int, int]) -> np.ndarray:
-    """`function(x)` from overlapping tiles of the picture, which fade into each other linearly.
+    """`function(x)` from overlapping tiles of the image, which fade into each other linearly.
 
-    A network that normalises over the whole picture, or attends to all of it, sees a tile alone here: the result
-    differs a little from the whole picture's. A picture of one tile is left whole.
+    A network that normalises over the whole image, or attends to all of it, sees a tile alone here: the result
+    differs a little from the whole image's. An image of one tile is left whole.
 
     Args:
         function: of host arrays, (n, c, h·u, w·u) -> (n, c', h·v, w·v), fp32, for any h and w.

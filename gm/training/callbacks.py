@@ -188,7 +188,7 @@ class TensorBoardLog(Callback):
         self._write(Event(step=step, summary=Summary(value=points)))
 
     def animation(self, step: int, name: str, gif: bytes, height: int, width: int) -> None:
-        """A moving picture, shown under Images; `gif` is the file's content."""
+        """An animated image, shown under Images; `gif` is the file's content."""
         image = Summary.Image(height=height, width=width, colorspace=RGB_CHANNELS, encoded_image_string=gif)
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 

@@ -4,14 +4,13 @@ The loss λ(σ)·|D(z0 + σ n; σ) - z0|² with D = c_skip·x + c_out·F is λ c
 of F is computed here, in double precision, where the difference does not lose its digits at small σ.
 """
 
-import math
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gm.errors import UserError, require
+from gm.errors import UserError
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import VScalingWithEDMcNoise
 
@@ -42,23 +41,11 @@ def unit_gaussian(randoms: Sequence[SampleRandom], stream: int, shape: Tuple[int
     return np.stack([random.stream(stream).standard_normal(shape, np.float32) for random in randoms])
 
 
-class LogNormal:
-    """A distribution of noise levels: ln x ~ N(log_mean, log_std²) (SVD, appendix D).
+class LogNormal(NamedTuple):
+    """A distribution of noise levels: ln x ~ N(log_mean, log_std²) (SVD, appendix D)."""
 
-    Args:
-        log_mean, log_std: P_mean and P_std for the diffusion's σ; -3.0 and 0.5 for the conditioning noise.
-        flag: the options' common name, for the error line.
-
-    Raises:
-        UserError: a mean that is not finite, or a standard deviation that is negative or not finite.
-    """
-
-    def __init__(self, log_mean: float, log_std: float, flag: str) -> None:
-        if not math.isfinite(log_mean):
-            raise UserError(f"{flag}: the mean {log_mean} is not finite; SVD's values are in configs/svd_train.yaml")
-        if not 0 <= log_std < math.inf:
-            raise UserError(f"{flag}: the standard deviation {log_std} cannot be used; it is 0 or more")
-        self.log_mean, self.log_std = log_mean, log_std
+    log_mean: float  # P_mean for the diffusion's σ; -3.0 for the conditioning noise
+    log_std: float  # P_std, 0 or more; 0.5
 
     def __call__(self, rng: np.random.Generator) -> float:
         """One level, above 0."""
@@ -79,11 +66,9 @@ class ConditioningDropout(NamedTuple):
     latent: float = 0.05
 
     def check(self) -> "ConditioningDropout":
-        """Returns itself. Raises a UserError for a value outside 0..1, or a sum above 1."""
-        for name, value in self._asdict().items():
-            require(0 <= value <= 1, f"--train.dropout.{name}", value, "a probability, 0 to 1")
-        total = sum(self)
-        require(total <= 1, "--train.dropout.both + token + latent", total, "at most 1: each excludes the others")
+        """Returns itself. Raises a UserError for a sum above 1."""
+        if sum(self) > 1:
+            raise UserError(f"--train.dropout: both + token + latent is {sum(self):g}; together they are at most 1")
         return self
 
     def __call__(self, cond: Conditioning, chances: Sequence[float]) -> Conditioning:

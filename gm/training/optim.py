@@ -18,10 +18,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from gm.backend import operators
-from gm.errors import UserError, require
 from gm.weights.parameters import set_parameter
 
-CONSTANT, COSINE, POLYNOMIAL = SCHEDULES = ("constant", "cosine_decay", "polynomial_decay")
+CONSTANT, COSINE = "constant", "cosine_decay"
 FIRST_MOMENT, SECOND_MOMENT, AVERAGE = "adam_m", "adam_v", "average"  # what their tensors' names begin with
 
 _update = ops.MultitypeFuncGraph("adamw_update")
@@ -52,19 +51,9 @@ class LearningRate:
         warmup_steps: updates until lr is reached.
         power: of polynomial_decay; 1 is a straight line.
         total_steps: updates in the whole run.
-
-    Raises:
-        UserError: an unknown name, or a value out of its range.
     """
 
     def __init__(self, name: str, lr: float, end_lr: float, warmup_steps: int, power: float, total_steps: int) -> None:
-        flag = "--train.scheduler."
-        if name not in SCHEDULES:
-            raise UserError(f"{flag}name: {name!r} is none of {', '.join(SCHEDULES)}")
-        require(0 < lr < math.inf, f"{flag}lr", lr, "above 0")
-        require(0 <= end_lr <= lr, f"{flag}end_lr", end_lr, f"0 to lr, {lr:g}")
-        require(warmup_steps >= 0, f"{flag}warmup_steps", warmup_steps, "0 or more")
-        require(0 < power < math.inf, f"{flag}power", power, "above 0")
         self.name, self.lr, self.end_lr, self.power = name, lr, end_lr, power
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
@@ -85,16 +74,6 @@ class AdamWOptions(NamedTuple):
     betas: Tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-
-    def check(self) -> "AdamWOptions":
-        """Returns itself. Raises a UserError for a number out of its range."""
-        flag, betas = "--train.optimizer.", self.betas
-        require(
-            len(betas) == 2 and all(0 < beta < 1 for beta in betas), f"{flag}betas", list(betas), "two numbers in 0..1"
-        )
-        require(0 < self.eps < math.inf, f"{flag}eps", self.eps, "above 0")
-        require(0 <= self.weight_decay < math.inf, f"{flag}weight_decay", self.weight_decay, "0 or more")
-        return self
 
 
 class AdamW(nn.Optimizer):
@@ -180,14 +159,11 @@ class WeightAverage(nn.Cell):
     Args:
         parameters: what is trained; the average starts at their present values.
         decay: 0 to 1, exclusive of 1.
-
-    Raises:
-        UserError: a decay out of its range.
     """
 
     def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
         super().__init__(auto_prefix=False)
-        self.decay = checked_decay(decay)
+        self.decay = decay
         self.parameters_ = ms.ParameterTuple(parameters)
         self.averages = ms.ParameterTuple([_copy(parameter) for parameter in parameters])
         self.map = ops.HyperMap()
@@ -226,12 +202,6 @@ class WeightAverage(nn.Cell):
             weights = np.array(parameter.asnumpy())
             set_parameter(parameter, np.array(average.asnumpy()))
             set_parameter(average, weights)
-
-
-def checked_decay(decay: float) -> float:
-    """Returns it. Raises a UserError if it is out of its range."""
-    require(0 <= decay < 1, "--train.ema_decay", decay, "0 (no average) to just below 1, such as 0.9999")
-    return decay
 
 
 def _copy(parameter: Parameter) -> Parameter:

@@ -15,15 +15,8 @@ from mindspore import Parameter, Tensor
 from gm.backend.memory import peak_memory_gb
 from gm.errors import UserError
 from gm.model import DiffusionEngine
+from gm.training import checkpoints as state
 from gm.training.callbacks import Callback
-from gm.training.checkpoints import (
-    WEIGHT,
-    CheckpointFolder,
-    check_fingerprint,
-    read_numbers,
-    read_tensors,
-    write_checkpoint,
-)
 from gm.training.objective import SampleRandom, mean_losses
 from gm.training.optim import LearningRate
 from gm.training.train_step import Inputs, StepResult, TrainStep
@@ -119,7 +112,7 @@ class Trainer:
         batches: Batches,
         schedule: LearningRate,
         plan: Plan,
-        checkpoints: CheckpointFolder,
+        checkpoints: state.CheckpointFolder,
         writer: WeightsWriter,
         fingerprint: Mapping[str, Any],
         callbacks: Sequence[Callback] = (),
@@ -245,7 +238,7 @@ class Trainer:
                 "loss_scale": self.train_step.loss_scale.state(),
                 "identity": self.fingerprint,
             }
-            write_checkpoint(path, tensors, numbers, self.writer)
+            state.write_checkpoint(path, tensors, numbers, self.writer)
             self.checkpoints.prune()
             logger.info("checkpoint %s", path)
         self._saved_step = self.step
@@ -256,10 +249,10 @@ class Trainer:
         Raises:
             UserError: it is of another run, or cannot be read.
         """
-        numbers = read_numbers(path)
-        check_fingerprint(path, numbers["identity"], self.fingerprint)
+        numbers = state.read_numbers(path)
+        state.check_fingerprint(path, numbers["identity"], self.fingerprint)
         optimizer = self.train_step.optimizer
-        read_tensors(path, self._tensors(optimizer.state()), optimizer.shapes())
+        state.read_tensors(path, self._tensors(optimizer.state()), optimizer.shapes())
         self.step, self.skipped, self.nonfinite = (numbers[name] for name in ("step", "skipped", "nonfinite"))
         self.train_step.updates = numbers["updates"]
         self.train_step.loss_scale.restore(numbers["loss_scale"])
@@ -268,5 +261,5 @@ class Trainer:
 
     def _tensors(self, moments: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         average = self.train_step.average
-        weights = {f"{WEIGHT}.{name}": parameter for name, parameter in self.parameters.items()}
+        weights = {f"{state.WEIGHT}.{name}": parameter for name, parameter in self.parameters.items()}
         return {**weights, **moments, **({} if average is None else average.state())}

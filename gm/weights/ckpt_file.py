@@ -1,4 +1,4 @@
-"""MindSpore's `.ckpt` format, read and written in pieces.
+"""MindSpore's `.ckpt` format, read and written part by part.
 
 A file is one protobuf message (`mindspore/train/checkpoint_pb2`):
 
@@ -64,8 +64,8 @@ def parse_ckpt(data, rename: Callable[[str], str] = str) -> Contents:
         info[name] = entry
         extents.setdefault(name, []).append(extent)
         previous = tag
-    for name, pieces in extents.items():
-        stored = sum(stop - start for start, stop in pieces)
+    for name, parts in extents.items():
+        stored = sum(stop - start for start, stop in parts)
         if stored != info[name].num_bytes:
             raise DamagedFile(f"it holds {stored} bytes of {name}, whose shape takes {info[name].num_bytes}")
     return Contents(info, extents, metadata)

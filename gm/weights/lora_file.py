@@ -58,9 +58,11 @@ class LoRA(NamedTuple):
                 checkpoint lacks or has in another shape.
         """
         shapes = {name + WEIGHT: (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
-        lines = [f"  missing: {name} {shape}" for name, shape in shapes.items() if name not in info]
+        lines = []
         for name, shape in shapes.items():
-            if name in info and info[name].shape != shape:
+            if name not in info:
+                lines.append(f"  missing: {name} {shape}")
+            elif info[name].shape != shape:
                 lines.append(f"  shape: {name} is {info[name].shape}, the LoRA is for {shape}")
         if lines:
             count = f"{len(lines)} of its {len(self.layers)} layers do not fit"

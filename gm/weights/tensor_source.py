@@ -56,7 +56,7 @@ class Contents:
     """What a file holds: information and place of every tensor, by its published name, in the file's order."""
 
     info: Dict[str, TensorInfo]
-    extents: Dict[str, List[Extent]]  # one extent, or several where the format stores a tensor in pieces
+    extents: Dict[str, List[Extent]]  # one extent, or several where the format stores a tensor in parts
     metadata: Dict[str, str]
 
 
@@ -95,10 +95,10 @@ class TensorSource:
         return decode(self.read_raw(name), self.info[name], f"{self.path}: {name}")
 
     def read_raw(self, name: str) -> Raw:
-        """A tensor's bytes as stored: a view of the memory map, or a copy of a tensor that is stored in pieces."""
+        """A tensor's bytes as stored: a view of the memory map, or a copy of a tensor that is stored in parts."""
         view = memoryview(self.mapping)
-        pieces = [view[start:stop] for start, stop in self.contents.extents[name]]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        parts = [view[start:stop] for start, stop in self.contents.extents[name]]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self, name: str) -> None:
         """Lets the system take back the memory behind a tensor that was read; reading it again is still correct."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
 from gm.backend.operators import inference
-from gm.errors import UserError, require
+from gm.errors import UserError
 from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
 from gm.model import DiffusionEngine
 from gm.networks.conditioner import GeneralConditioner
@@ -117,7 +117,7 @@ class Clip(NamedTuple):
 
     video: int  # index into the data set's rows
     window: int  # the epoch whose sample it is
-    identity: Dict[str, Any]  # all that its content depends on
+    fingerprint: Dict[str, Any]  # all that its content depends on
     path: Path  # its file
     broken_mark: Path  # the file that says that the video cannot be read there
 
@@ -130,8 +130,8 @@ class LatentCache:
         dataset_args: the arguments of :class:`data.video_dataset.VideoDataset`.
         engine: attached to the checkpoint whose encoders are used.
         cond_aug: mean and standard deviation of ln cond_aug.
-        windows: clips of each video.
-        draws: of conditioning noise for each clip.
+        windows: clips of each video, 1 or more.
+        draws: of conditioning noise for each clip, 1 or more.
 
     Raises:
         UserError: unusable arguments.
@@ -146,8 +146,6 @@ class LatentCache:
         windows: int = 1,
         draws: int = 8,
     ) -> None:
-        for name, value in (("windows", windows), ("draws", draws)):
-            require(value >= 1, FLAG + name, value, "1 or more")
         self.folder = make_output_dir(folder, f"{FLAG}folder")
         self.dataset = VideoDataset(**dataset_args)
         self.engine, self.cond_aug, self.draws = engine, tuple(cond_aug), draws
@@ -226,10 +224,10 @@ class LatentCache:
             file = os.stat(data_dir / row.path)
             video = {"video": row.path, "bytes": file.st_size, "changed_ns": file.st_mtime_ns, "length": row.length}
             for window in range(windows):
-                identity = {**self.settings, **video, "index": index, "window": window}
-                key = digest(identity)[:KEY_DIGITS]
+                fingerprint = {**self.settings, **video, "index": index, "window": window}
+                key = digest(fingerprint)[:KEY_DIGITS]
                 path = self.folder / key[:2] / (key + SUFFIX)
-                clips.append(Clip(index, window, identity, path, path.with_suffix(BROKEN_SUFFIX)))
+                clips.append(Clip(index, window, fingerprint, path, path.with_suffix(BROKEN_SUFFIX)))
         return clips
 
     def _rows(self, clips: Sequence[Clip]) -> Iterator[Tuple[Clip, Tuple[np.ndarray, ...]]]:
@@ -247,7 +245,7 @@ class LatentCache:
         clip.path.parent.mkdir(exist_ok=True)
         if sample["video"] != clip.video:  # the video is broken there and another one stands in: it has its own clips
             with atomic_file(clip.broken_mark) as temporary:
-                temporary.write_text(json.dumps(clip.identity))
+                temporary.write_text(json.dumps(clip.fingerprint))
             return
         frames = sample["frames"]
         inputs = self._noised(frames[0], clip, sample["fps"], sample["motion_bucket_id"])
@@ -261,7 +259,7 @@ class LatentCache:
             "start": sample["start"],
         }
         arrays = {name: np.asarray(value) for name, value in tensors.items()}
-        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.identity)})
+        save_safetensors(clip.path, arrays, {"identity": json.dumps(clip.fingerprint)})
         clip.broken_mark.unlink(missing_ok=True)
 
     def _noised(self, frame: np.ndarray, clip: Clip, fps: float, motion_bucket_id: float) -> Dict[str, np.ndarray]:
@@ -280,5 +278,5 @@ class LatentCache:
         with open_checkpoint(there) as source:
             other = json.loads(source.metadata.get("identity", "{}"))
         names = ", ".join(name for name in self.settings if other.get(name) != self.settings[name])
-        changed = f"{clip.identity['video']} is new or changed, or the rows of the CSV moved"
+        changed = f"{clip.fingerprint['video']} is new or changed, or the rows of the CSV moved"
         return f"; the clips there were made with other {names}" if names else f"; {changed}"

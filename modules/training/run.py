@@ -19,14 +19,14 @@ from gm.training.callbacks import Callback, ConfigFile, LogLines, MetricsFile, P
 from gm.training.checkpoints import CheckpointFolder
 from gm.training.distributed import Communicator
 from gm.training.objective import ConditioningDropout
-from gm.training.optim import AdamW, AdamWOptions, LearningRate, WeightAverage, checked_decay
+from gm.training.optim import AdamW, AdamWOptions, LearningRate, WeightAverage
 from gm.training.train_step import LossScale, NoLossScale, TrainStep
 from gm.training.trainer import Batch, Batches, Plan, Trainer
 from gm.weights.safetensors_file import save_safetensors
 from modules.training.fingerprint import run_fingerprint
 from modules.training.latent_cache import CachedDataset, LatentCache
 from modules.training.options import TrainingOptions, pick
-from modules.training.stages import TrainingStage, build_stage, distributions
+from modules.training.stages import TrainingStage, build_stage
 from modules.training.validation import ValidationVideos
 
 INITIAL_WEIGHTS = "initial.safetensors"
@@ -56,7 +56,7 @@ def training_run(
         resume = checkpoints.find(options.run.resume or "")
         dataset_args = {**options.dataset, "seed": options.environment.seed}
         VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
-        check_numbers(options)
+        ConditioningDropout(**pick(options.dropout)).check()
         callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
         engine.backend = {"fuse_kernels": options.environment.fuse_kernels}
         weights = attach_weights(engine, options, communicator)
@@ -82,16 +82,6 @@ def training_run(
         if resume is not None:
             trainer.restore(resume)
         yield trainer
-
-
-def check_numbers(options: TrainingOptions) -> None:
-    """Makes all that refuses a number out of its range, before the clips are encoded, which may take hours."""
-    adamw_options(options)
-    LearningRate(**pick(options.scheduler), total_steps=1)
-    LossScale(**pick(options.loss_scale))
-    ConditioningDropout(**pick(options.dropout)).check()
-    checked_decay(options.run.ema_decay)
-    distributions(options)
 
 
 def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicator: Communicator) -> Path:
@@ -173,13 +163,13 @@ def build_step(
 ) -> TrainStep:
     """The optimizer step of a run of so many steps."""
     parameters = list(stage.parameters.values())
-    settings, fuse = options.settings, options.environment.fuse_kernels
+    settings, optimizer, fuse = options.settings, options.optimizer, options.environment.fuse_kernels
     if fuse is None:  # the same for a run and for its resumption, because the losses' last digits depend on it
         fuse = options.run.stage == "unet" and steps >= STEPS_TO_FUSE
     return TrainStep(
         stage.loss,
         parameters,
-        AdamW(parameters, adamw_options(options)),
+        AdamW(parameters, AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay)),
         WeightAverage(parameters, options.run.ema_decay) if options.run.ema_decay else None,
         LossScale(**pick(options.loss_scale)) if amp == "O2" else NoLossScale(),
         communicator,
@@ -188,12 +178,6 @@ def build_step(
         settings.drop_overflow_update,
         fuse,
     )
-
-
-def adamw_options(options: TrainingOptions) -> AdamWOptions:
-    """The optimizer's numbers, checked."""
-    optimizer = options.optimizer
-    return AdamWOptions(tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay).check()
 
 
 def amp_level(options: TrainingOptions) -> str:

@@ -50,8 +50,9 @@ def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> T
         set_compute_dtype(network, ms.float16)
     if run.recompute:
         recompute_blocks(network)
-    dropout = ConditioningDropout(**pick(options.dropout)).check()
-    objective = Objective(engine.denoiser.scaling, distributions(options)["sigma"], dropout)
+    dropout = ConditioningDropout(**pick(options.dropout))
+    sigma = LogNormal(options.sigma.P_mean, options.sigma.P_std)
+    objective = Objective(engine.denoiser.scaling, sigma, dropout)
     return TrainingStage(parameters, writer, DiffusionLoss(network), UNetInputs(_encoders(engine, options), objective))
 
 
@@ -165,20 +166,11 @@ def recompute_blocks(unet: VideoUNet) -> None:
             block.recompute()
 
 
-def distributions(options: TrainingOptions) -> Dict[str, LogNormal]:
-    """Those of the diffusion's noise levels, `sigma`, and of the noise in the conditioning frame, `cond_aug`."""
-    sigma, cond_aug = options.sigma, options.cond_aug
-    return {
-        "sigma": LogNormal(sigma.P_mean, sigma.P_std, "--train.sigma"),
-        "cond_aug": LogNormal(cond_aug.mean, cond_aug.std, "--train.cond_aug"),
-    }
-
-
 def _reconstruction(options: TrainingOptions) -> ReconstructionLoss:
     weights = options.autoencoder
     return ReconstructionLoss(weights.edge_weight, weights.colour_weight, weights.rms_weight)
 
 
 def _encoders(engine: DiffusionEngine, options: TrainingOptions) -> FrozenEncoders:
-    cond_aug = distributions(options)["cond_aug"]
+    cond_aug = LogNormal(options.cond_aug.mean, options.cond_aug.std)
     return FrozenEncoders(engine.conditioner, engine.scale_factor, cond_aug, options.run.encode_chunk_size)

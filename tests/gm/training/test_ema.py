@@ -8,7 +8,6 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gm.backend import operators
-from gm.errors import UserError
 from gm.training.optim import WeightAverage
 
 
@@ -57,9 +56,3 @@ def test_swapped_weights_come_back_bit_for_bit_even_after_an_error():
         raise KeyError
     assert np.array_equal(parameter.asnumpy(), [3.0, 4.0])
     assert np.array_equal(average.averages[0].asnumpy(), np.array([0.1, 0.2], np.float32))
-
-
-@pytest.mark.parametrize("decay", [1.0, -0.1, 1.5])
-def test_an_impossible_decay_is_refused(decay):
-    with pytest.raises(UserError, match="--train.ema_decay"):
-        WeightAverage([], decay)

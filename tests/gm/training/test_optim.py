@@ -10,7 +10,6 @@ import torch
 from mindspore import Parameter, Tensor
 
 from gm.backend import operators
-from gm.errors import UserError
 from gm.training.optim import AdamW, AdamWOptions, LearningRate
 from gm.training.train_step import LARGEST, LossScale
 from tests.gm.training.diffusers_twin import Twin
@@ -104,20 +103,6 @@ def test_a_sharded_optimizer_holds_and_updates_its_share_only():
     assert optimizer.shapes()["adam_m.p1"] == (5,)
 
 
-@pytest.mark.parametrize(
-    ("options", "flag"),
-    [
-        (AdamWOptions(betas=(0.9, 1.0)), "betas"),
-        (AdamWOptions(betas=(0.9,)), "betas"),
-        (AdamWOptions(eps=0.0), "eps"),
-        (AdamWOptions(weight_decay=-1.0), "weight_decay"),
-    ],
-)
-def test_impossible_numbers_are_refused(options, flag):
-    with pytest.raises(UserError, match=f"--train.optimizer.{flag}"):
-        options.check()
-
-
 # ------------------------------------------------------------------------------------------------------ learning rate
 
 
@@ -138,17 +123,6 @@ def test_the_decays_end_where_they_should():
     assert schedule("polynomial_decay", power=2.0)(9) == pytest.approx(0.1 + 0.9 * 0.25)
     for name in ("cosine_decay", "polynomial_decay"):
         assert schedule(name)(14) == pytest.approx(0.1) and schedule(name)(99) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("changes", [{"lr": 0.0}, {"end_lr": 2.0}, {"warmup_steps": -1}, {"power": 0.0}])
-def test_an_impossible_schedule_is_refused(changes):
-    with pytest.raises(UserError, match=f"--train.scheduler.{next(iter(changes))}"):
-        schedule("cosine_decay", **changes)
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(UserError, match="'linear' is none of constant"):
-        schedule("linear")
 
 
 # --------------------------------------------------------------------------------------------------------- loss scale
@@ -183,9 +157,3 @@ def test_the_scale_stays_in_its_range_and_goes_on_where_it_was():
         each.adjust(True)
         each.adjust(True)
     assert copy.state() == other.state() == {"value": 4.0, "finite_updates": 0}
-
-
-@pytest.mark.parametrize("options", [(0.5, 2.0, 1), (2.0**30, 2.0, 1), (1.0, 1.0, 1), (1.0, 2.0, 0)])
-def test_an_impossible_scale_is_refused(options):
-    with pytest.raises(UserError, match="--LossScale."):
-        LossScale(*options)

@@ -65,7 +65,7 @@ def make_inputs(sigma: Iterable[float] = (0.3, 5.0), seed: int = 0, **shape) -> 
 
 
 def make_objective(dropout: ConditioningDropout = ConditioningDropout(0, 0, 0)) -> Objective:  # noqa: B008, immutable
-    return Objective(VScalingWithEDMcNoise(), LogNormal(0.7, 1.6, "--train.sigma"), dropout)
+    return Objective(VScalingWithEDMcNoise(), LogNormal(0.7, 1.6), dropout)
 
 
 def randoms(count: int, first: int = 0, seed: int = 0) -> List[SampleRandom]:

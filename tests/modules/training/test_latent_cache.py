@@ -282,12 +282,6 @@ def test_a_damaged_file_is_named(make_built):
         cache.open().sample(0, 0)
 
 
-@pytest.mark.parametrize("name", ["windows", "draws"])
-def test_arguments_out_of_range(make, name):
-    with pytest.raises(UserError, match=rf"--train\.latent_cache\.{name} is 0"):
-        make(**{name: 0})
-
-
 def test_it_has_the_interface_of_a_video_dataset(make_built):
     cache = make_built()
     public = {name for name in vars(VideoDataset) if not name.startswith("_")}
