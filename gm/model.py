@@ -1,6 +1,5 @@
 """Latent diffusion as three parts over one checkpoint file: conditioning, denoising and decoding."""
 
-import gc
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -8,7 +7,6 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
-from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
 from gm.backend import operators
@@ -22,94 +20,8 @@ from gm.sampling.feature_cache import FeatureCache
 from gm.sampling.guidance import EVERY_SIGMA, Guider
 from gm.sampling.samplers import Sampler
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.model_part import ModelPart
 from gm.weights.names import compare_names
-from gm.weights.parameters import load_weights, parameter_shapes
-from gm.weights.tensor_source import TensorSource
-
-Needed = Callable[[str], bool]
-
-
-class Stage:
-    """One part of the model, from its recipe and its share of a checkpoint file.
-
-    Args:
-        build: makes the network.
-        prefix: of its parameters in the published names.
-        title: for the progress bar.
-        needed: which of its parameters (by their name in the network) are loaded; None for all.
-    """
-
-    def __init__(self, build: Callable[[], nn.Cell], prefix: str, title: str, needed: Optional[Needed] = None) -> None:
-        self.build, self.prefix, self.title, self.needed = build, prefix, title, needed
-        self.path: Optional[Path] = None
-        self.dtype = ms.float32
-        self.offload = False
-        self.net: Optional[nn.Cell] = None
-        self._source: Optional[TensorSource] = None
-        self._shapes: Optional[Dict[str, Tuple[int, ...]]] = None
-        self.overlay: Callable[[TensorSource], TensorSource] = _as_it_is  # what stands between the file and the network
-
-    def attach(self, path: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
-        """Names the checkpoint file, the weights' type, and whether they are released after each use."""
-        self.path, self.dtype, self.offload = path, dtype, offload
-
-    def part(self, title: str, needed: Needed) -> "Stage":
-        """A stage of its own over the same network and file, with another choice of parameters."""
-        stage = Stage(self.build, self.prefix, title, needed)
-        stage.attach(self.path)
-        return stage
-
-    def skeleton(self) -> nn.Cell:
-        """The network without values in its parameters."""
-        with no_init_parameters():
-            return self.build()
-
-    def shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """Published name -> shape of every parameter."""
-        if self._shapes is None:
-            self._shapes = parameter_shapes(self.skeleton(), self.prefix)
-        return self._shapes
-
-    def open(self) -> TensorSource:
-        """The checkpoint file, seen through the overlay.
-
-        Raises:
-            UserError: the file cannot be read, or the overlay does not fit it.
-        """
-        return self.overlay(open_checkpoint(self.path))
-
-    def load(self) -> nn.Cell:
-        """The network with its weights, loaded now or before."""
-        if self.net is None:
-            net = self.skeleton()
-            self._source = self.open()
-            load_weights(net, self._source, self.prefix, self.dtype, self.needed, title=f"loading {self.title}")
-            net.set_train(False)
-            self.net = net
-        return self.net
-
-    def release(self) -> None:
-        """Forgets the network and its weights; the pages of a mapped file go even if MindSpore still knows them."""
-        if self.net is None:
-            return
-        names = [self.prefix + name for name, _ in self.net.parameters_and_names()]
-        self.net = None
-        gc.collect()
-        for name in names:
-            self._source.release(name)
-        self._source.close()
-
-    def __enter__(self) -> nn.Cell:
-        return self.load()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.offload:
-            self.release()
-
-
-def _as_it_is(source: TensorSource) -> TensorSource:
-    return source
-
 
 # Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
 BATCHED_GUIDANCE_BYTES = 1 << 27
@@ -153,12 +65,12 @@ class DiffusionEngine:
         self.feature_cache = 1
         self.tile_size = 0
         self._cache: Optional[FeatureCache] = None
-        self.conditioner = Stage(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
-        self.network = Stage(network, "model.diffusion_model.", "UNet")
-        self.first_stage = Stage(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
+        self.conditioner = ModelPart(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
+        self.network = ModelPart(network, "model.diffusion_model.", "UNet")
+        self.first_stage = ModelPart(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
 
     @property
-    def stages(self) -> Tuple[Stage, Stage, Stage]:
+    def parts(self) -> Tuple[ModelPart, ModelPart, ModelPart]:
         return self.network, self.conditioner, self.first_stage
 
     def latent_shape(self, height: int, width: int) -> Tuple[int, int, int]:
@@ -171,14 +83,14 @@ class DiffusionEngine:
 
     def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Published name -> shape of every parameter of the whole model."""
-        return {name: shape for stage in self.stages for name, shape in stage.shapes().items()}
+        return {name: shape for part in self.parts for name, shape in part.shapes().items()}
 
     def attach(self, checkpoint: Path, dtype: ms.Type = ms.float32, offload: bool = False) -> None:
         """Names the weights' file and compares its names and shapes with the network's; loads nothing yet.
 
         Args:
             dtype: of the UNet's and CLIP's weights; the autoencoder computes in fp32.
-            offload: each stage's weights are released when it ends.
+            offload: each part's weights are released when it ends.
 
         Raises:
             UserError: the file cannot be read, or is another model's; all differences are listed.
@@ -191,10 +103,10 @@ class DiffusionEngine:
         self.first_stage.attach(checkpoint, ms.float32, offload)
 
     def load(self) -> None:
-        """Loads every stage now, unless they are loaded one at a time."""
-        for stage in self.stages:
-            if not stage.offload:
-                stage.load()
+        """Loads every part now, unless they are loaded one at a time."""
+        for part in self.parts:
+            if not part.offload:
+                part.load()
 
     def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
         """The conditioning of a batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
@@ -274,7 +186,7 @@ def _progress(title: str) -> Callable:
     return wrap
 
 
-def _network_function(part: Stage, cache: Optional[FeatureCache]) -> Callable:
+def _network_function(part: ModelPart, cache: Optional[FeatureCache]) -> Callable:
     """The UNet on host arrays: (x, c_noise, cond) -> F, all with b rows."""
     network, dtype = part.net, part.dtype
     constants: Dict[int, Tuple[Conditioning, Tensor, Tensor]] = {}  # by the conditioning's identity

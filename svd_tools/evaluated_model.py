@@ -29,7 +29,7 @@ class EvaluatedModel:
 
     def __init__(self, pipeline: SVDPipeline) -> None:
         self.pipeline, self.engine = pipeline, pipeline.engine
-        self.image_autoencoder = self.engine.conditioner.part("image autoencoder", in_image_autoencoder)
+        self.image_autoencoder = self.engine.conditioner.subset("image autoencoder", in_image_autoencoder)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """A picture of any size as the model sees it: (height, width, 3) uint8."""

@@ -8,8 +8,8 @@ from typing import Any, Dict, Mapping, Sequence
 
 from gm.config.targets import TARGETS
 from gm.files import PathLike, open_input
-from gm.model import Stage
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.model_part import ModelPart
 from modules.training.options import TrainingOptions
 
 SAMPLES, SAMPLE_BYTES = 1024, 1 << 16  # of a weights file, for its fingerprint; up to 64 MiB it is read whole
@@ -74,7 +74,7 @@ def file_fingerprint(path: PathLike) -> str:
     return sha256.hexdigest()
 
 
-def encoder_fingerprint(stage: Stage) -> str:
+def encoder_fingerprint(stage: ModelPart) -> str:
     """The SHA-256 of the conditioner's configuration and of the weights that it uses, in hexadecimal."""
     sha256 = hashlib.sha256(json_bytes(stage.build.node))
     with open_checkpoint(stage.path) as source:

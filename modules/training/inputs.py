@@ -6,12 +6,12 @@ from typing import NamedTuple, Tuple
 import numpy as np
 
 from gm.backend.operators import inference
-from gm.model import Stage
 from gm.networks.autoencoder import DOWNSAMPLING
 from gm.networks.conditioner import Conditioning, GeneralConditioner
 from gm.training.autoencoder_loss import ReconstructionInputs
 from gm.training.objective import COND_AUG, COND_NOISE, NOISE, LogNormal, Objective, TrainInputs, unit_gaussian
 from gm.training.trainer import Batch, Randoms
+from gm.weights.model_part import ModelPart
 from modules.conditioning import conditioning_inputs, encode_frames
 
 FRAMES = "frames"
@@ -29,7 +29,7 @@ class FrozenEncoders:
         chunk_size: frames that the autoencoder encodes together.
     """
 
-    def __init__(self, stage: Stage, scale_factor: float, cond_aug: LogNormal, chunk_size: int = 4) -> None:
+    def __init__(self, stage: ModelPart, scale_factor: float, cond_aug: LogNormal, chunk_size: int = 4) -> None:
         self.stage, self.scale_factor, self.cond_aug, self.chunk_size = stage, scale_factor, cond_aug, chunk_size
 
     @cached_property

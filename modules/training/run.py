@@ -108,7 +108,7 @@ def write_initial_weights(engine: DiffusionEngine, path: Path, seed: int) -> Non
     seed gives the same file.
     """
     tensors: Dict[str, np.ndarray] = {}
-    for stage in engine.stages:
+    for stage in engine.parts:
         ms.set_seed(seed)
         for name, parameter in stage.build().parameters_and_names():
             tensors[stage.prefix + name] = parameter.asnumpy()

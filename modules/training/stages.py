@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Parameter, nn
 
 from gm.errors import UserError
-from gm.model import DiffusionEngine, Stage
+from gm.model import DiffusionEngine
 from gm.networks.lora import FLAG as LORA
 from gm.networks.lora import add_lora, lora_parameters
 from gm.networks.precision import set_compute_dtype
@@ -17,6 +17,7 @@ from gm.training.objective import ConditioningDropout, DiffusionLoss, LogNormal,
 from gm.training.trainer import Prepare
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.lora_file import LoRAWriter
+from gm.weights.model_part import ModelPart
 from gm.weights.parameters import FullModelWriter, WeightsWriter, set_parameter
 from modules.conditioning import image_autoencoder, in_image_autoencoder
 from modules.training.inputs import AutoencoderInputs, DecoderInputs, FrozenEncoders, UNetInputs
@@ -62,7 +63,7 @@ def autoencoder_stage(engine: DiffusionEngine, options: TrainingOptions, amp: st
     What the temporal decoder has under the same name and in the same shape takes its values: it then starts as the
     image decoder.
     """
-    conditioner, first_stage = engine.conditioner.part("image autoencoder", in_image_autoencoder), engine.first_stage
+    conditioner, first_stage = engine.conditioner.subset("image autoencoder", in_image_autoencoder), engine.first_stage
     parameters = unfreeze(conditioner, lambda name: in_image_autoencoder(name) and ".post_quant_conv." not in name)
     twins = {first_stage.prefix + name.partition(".encoder.")[2]: name for name in parameters}
     shapes = first_stage.shapes()
@@ -114,7 +115,7 @@ def build_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> 
     return stage
 
 
-def unfreeze_lora(stage: Stage, temporal_only: bool, lora: LoRAOptions, seed: int) -> Dict[str, Parameter]:
+def unfreeze_lora(stage: ModelPart, temporal_only: bool, lora: LoRAOptions, seed: int) -> Dict[str, Parameter]:
     """Loads the UNet and gives it a LoRA, whose parameters are returned by name.
 
     Args:
@@ -136,7 +137,7 @@ def unfreeze_lora(stage: Stage, temporal_only: bool, lora: LoRAOptions, seed: in
     return lora_parameters(net)
 
 
-def unfreeze(stage: Stage, trained: Optional[Callable[[str], bool]] = None) -> Dict[str, Parameter]:
+def unfreeze(stage: ModelPart, trained: Optional[Callable[[str], bool]] = None) -> Dict[str, Parameter]:
     """Loads a stage and returns the parameters that are trained, by name; the others are frozen.
 
     The trained ones get memory of their own: they must not share the memory map of a read-only file.

@@ -99,7 +99,7 @@ def test_encoded_clips_train_as_videos_do_and_without_encoders(place, monkeypatc
     videos = place.train(place.folder / "uncached", *quiet, epochs=1)
     first = place.train(place.folder / "cached", cache, *quiet, epochs=1)
     assert losses(first) == pytest.approx(losses(videos), rel=1e-5) and len(losses(first)) == 4
-    monkeypatch.setattr("gm.model.Stage.__enter__", None)  # no stage may be loaded for a batch now
+    monkeypatch.setattr("gm.weights.model_part.ModelPart.__enter__", None)  # no stage may be loaded for a batch now
     again = place.train(place.folder / "cached_again", cache, *quiet, epochs=1)
     assert losses(first) == losses(again)
 

@@ -118,9 +118,9 @@ def test_what_is_compiled_is_kept_unless_told_otherwise(peer, image, monkeypatch
 
 def test_offloading_changes_nothing(peer, image, frames_of_seed_7):
     offloaded = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, offload=True)
-    assert all(stage.net is None for stage in offloaded.engine.stages)
+    assert all(stage.net is None for stage in offloaded.engine.parts)
     assert np.array_equal(offloaded(image, 7), frames_of_seed_7)
-    assert all(stage.net is None for stage in offloaded.engine.stages)
+    assert all(stage.net is None for stage in offloaded.engine.parts)
 
 
 def test_guidance_halves_in_one_batch_or_in_turn(pipeline, image, frames_of_seed_7, monkeypatch):

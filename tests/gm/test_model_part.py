@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from gm.model import Stage
 from gm.networks.layers import Linear
+from gm.weights.model_part import ModelPart
 from gm.weights.safetensors_file import save_safetensors
 
 SIZE = 2048  # 16 MiB of weights
@@ -42,7 +42,7 @@ def stage(tmp_path):
     weights = {"linear.weight": rng.standard_normal((SIZE, SIZE)), "linear.bias": rng.standard_normal(SIZE)}
     path = tmp_path / "weights.safetensors"
     save_safetensors(path, {name: array.astype(np.float32) for name, array in weights.items()}, {})
-    stage = Stage(Net, "", "a layer")
+    stage = ModelPart(Net, "", "a layer")
     stage.attach(path, offload=True)
     return stage
 
