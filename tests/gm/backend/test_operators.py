@@ -197,7 +197,11 @@ def net_of(case):
     return GroupNormDoor(*case.before) if case.method == "group_norm" else Net(case)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+# What is compiled one by one takes a third of a second for each operator.
+SLOW = {"own, compiled", "training, one by one"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in IMPLEMENTATIONS])
 def door(request):
     """One implementation, in its mode; the session's conftest restores the mode."""
     make, mode = IMPLEMENTATIONS[request.param]
@@ -257,7 +261,7 @@ class Gradients(nn.Cell):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("compiled", [True, False], ids=["graph", "pynative"])
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["graph", "pynative"])
 def test_gradients(name, compiled):
     case = CASES[name]
     ms.set_context(mode=GRAPH_MODE if compiled else PYNATIVE_MODE)
