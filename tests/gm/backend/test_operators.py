@@ -201,7 +201,10 @@ def net_of(case):
 SLOW = {"own, compiled", "training, one by one"}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in IMPLEMENTATIONS])
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in IMPLEMENTATIONS]
+
+
+@pytest.fixture(params=PARAMS)
 def door(request):
     """One implementation, in its mode; the session's conftest restores the mode."""
     make, mode = IMPLEMENTATIONS[request.param]
