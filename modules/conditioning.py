@@ -60,7 +60,12 @@ class VideoPredictionEmbedderWithEncoder(Embedder):
 
 
 def conditioning_inputs(
-    pixels: np.ndarray, image_noise: np.ndarray, fps: Numbers, motion_bucket_id: Numbers, noise_aug_strength: Numbers
+    pixels: np.ndarray,
+    image_noise: np.ndarray,
+    fps: Numbers,
+    motion_bucket_id: Numbers,
+    noise_aug_strength: Numbers,
+    **others: Numbers,
 ) -> Dict[str, np.ndarray]:
     """The embedders' inputs by their `input_key`, for a batch of first frames.
 
@@ -70,6 +75,7 @@ def conditioning_inputs(
         fps: frames per second; the model is conditioned on one less, as `fps_id`.
         motion_bucket_id: 0 to 255.
         noise_aug_strength: the noise's standard deviation in the frame that the autoencoder sees; CLIP sees it clean.
+        others: what a model is conditioned on besides, by its embedder's `input_key`.
     """
     ones = np.ones(len(pixels), np.float32)
     cond_aug = ones * np.float32(noise_aug_strength)
@@ -79,6 +85,7 @@ def conditioning_inputs(
         "fps_id": (ones * (np.asarray(fps, np.float64) - 1)).astype(np.float32),
         "motion_bucket_id": ones * np.float32(motion_bucket_id),
         "cond_aug": cond_aug,
+        **{name: ones * np.float32(value) for name, value in others.items()},
     }
 
 

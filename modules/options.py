@@ -1,7 +1,7 @@
 """The options of a video, each stated once: for flags, pipeline, validation and the saved settings."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, Optional, Tuple, Union
+from dataclasses import dataclass, fields
+from typing import Annotated, Dict, Literal, Optional, Tuple, Union
 
 from data.motion_bucket import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
@@ -22,8 +22,9 @@ Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass
-class ClipOptions(Options):
-    """What a clip is conditioned on, and how it is sampled and decoded, as a command's video and in validation."""
+class ConditioningOptions(Options):
+    """The numbers that a clip is conditioned on: each is an argument of
+    :func:`modules.conditioning.conditioning_inputs`."""
 
     fps: Annotated[int, Range(1, 1000)] = 7
     """frames per second of the video, 5 to 30 recommended; the model is conditioned on it"""
@@ -32,6 +33,16 @@ class ClipOptions(Options):
     noise_aug_strength: Annotated[float, Range(0, 100)] = 0.02
     """standard deviation of the noise added to the image (range -1..1) before it is encoded: more means more motion
     and less likeness"""
+
+    def numbers(self) -> Dict[str, float]:
+        """Name -> value of each."""
+        return {item.name: getattr(self, item.name) for item in fields(ConditioningOptions)}
+
+
+@dataclass
+class ClipOptions(ConditioningOptions):
+    """What a clip is conditioned on, and how it is sampled and decoded, as a command's video and in validation."""
+
     decode_chunk_size: Annotated[int, Range(0, MAX_FRAMES)] = 0
     """frames decoded at a time; fewer take less memory, more flicker less; 0 decodes all at once"""
     sampling_steps: Annotated[int, Range(0, MAX_STEPS)] = 0
