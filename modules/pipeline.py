@@ -11,7 +11,7 @@ from typing import Any, Dict, Literal, Optional, Tuple, Union
 import numpy as np
 
 from data.image_reader import fit_image
-from data.motion_bucket import MAX_BUCKET
+from data.motion import MAX_BUCKET
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.config.factory import load_model
 from gm.errors import UserError

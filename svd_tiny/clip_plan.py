@@ -6,7 +6,7 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
-from data.motion_bucket import SCORE_SCALE
+from data.motion import SCORE_SCALE
 from gm.errors import UserError
 from svd_tiny.camera_moves import DEFAULT_WEIGHTS, KINDS, draw_move
 from svd_tiny.clip_renderer import ClipSize, Shot, fit_shot, render

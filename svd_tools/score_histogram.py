@@ -4,7 +4,7 @@ from typing import Sequence
 
 import numpy as np
 
-from data.motion_bucket import MAX_BUCKET, motion_bucket
+from data.motion import MAX_BUCKET, motion_bucket
 from gm.files import PathLike, atomic_file
 
 BUCKETS_PER_BAR = 8

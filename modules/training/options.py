@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Optional, Tuple
 
-from data.motion_bucket import MAX_BUCKET
+from data.motion import MAX_BUCKET
 from gm.errors import UserError
 from modules.frame_size import check_frame_size
 

@@ -9,9 +9,8 @@ from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from data.frame_writers import write_gif
 from data.image_reader import find_images, fit_image, read_image
-from data.video_writer import write_video
+from data.video_writer import write_gif, write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine
 from gm.training.callbacks import keep_training
