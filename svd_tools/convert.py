@@ -23,13 +23,11 @@ from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from modules.parameter_table import expected_parameters
-from svd_tools.conversion.assembly import assemble
-from svd_tools.conversion.casts import DTYPES
 from svd_tools.conversion.diffusers_config import diffusers_texts
-from svd_tools.conversion.file_hashes import FileHashes
-from svd_tools.conversion.lazy_tensor import Tensors
+from svd_tools.conversion.diffusers_layout import assemble
+from svd_tools.conversion.lazy_tensor import DTYPES, Tensors
 from svd_tools.conversion.targets import KEEP, Target, diffusers_target, single_file_target, write_target
-from svd_tools.conversion.weight_files import Weights, open_weights
+from svd_tools.conversion.weight_files import FileHashes, Weights, open_weights
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 CKPT, SAFETENSORS, DIFFUSERS = "ckpt", "safetensors", "diffusers"
@@ -43,15 +41,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with _signals_as_errors():
         weights = open_weights(Path(args.pt_weights_file), args.variant)
         base = open_weights(Path(args.base)) if args.base else None
-        with FileHashes([] if args.dry_run else list(_files(weights, base))) as hashes:
-            wanted = expected_parameters(args.config)
-            tensors = assemble(weights, wanted, base, args.drop_extra)
-            target = _target(args, weights.name, tensors, wanted)
-            if args.dry_run:
-                sys.stdout.writelines(_description(target))
-            else:
-                _prepare(target, args.out_dir)
-                _write(target, weights, base, hashes)
+        wanted = expected_parameters(args.config)
+        tensors = assemble(weights, wanted, base, args.drop_extra)
+        target = _target(args, weights.name, tensors, wanted)
+        if args.dry_run:
+            sys.stdout.writelines(_description(target))
+        else:
+            _prepare(target, args.out_dir)
+            _write(target, weights, base)
 
 
 def _parser() -> CommandParser:
@@ -100,8 +97,9 @@ def _prepare(target: Target, out_dir: str) -> None:
     require_free_space(out_dir, target.num_bytes, str(target.path))
 
 
-def _write(target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes) -> None:
+def _write(target: Target, weights: Weights, base: Optional[Weights]) -> None:
     files = _files(weights, base)
+    hashes = FileHashes(list(files))
     source = {"source": weights.path.name, "source_sha256": _hash_text(dict.fromkeys(files.values(), _UNKNOWN_HASH))}
     metadata = {**weights.metadata, "format": "pt", **source}
 

@@ -19,8 +19,7 @@ from gm.files import make_output_dir, require_free_space
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
-from svd_tools.conversion.casts import DTYPES, encode
-from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
+from svd_tools.conversion.lazy_tensor import DTYPES, LazyTensor, Tensors, encode, from_source
 from svd_tools.conversion.targets import KEEP, single_file_target, write_target
 
 SUFFIXES = (".safetensors", ".ckpt")

@@ -1,10 +1,9 @@
 """What a conversion writes: one file, or a diffusers folder."""
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, List, Mapping
 
 from tqdm import tqdm
 
@@ -13,10 +12,9 @@ from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
 from gm.weights.names import to_reference
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw
-from svd_tools.conversion.casts import DTYPES, cast, count_not_finite
 from svd_tools.conversion.diffusers_layout import to_diffusers
 from svd_tools.conversion.key_map import has_no_place, is_unused
-from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
+from svd_tools.conversion.lazy_tensor import DTYPES, Tensors, cast, count_not_finite, infos
 from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
 
 KEEP = "keep"  # --dtype: as it is
@@ -86,7 +84,7 @@ def write_target(
     with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not show_progress) as bar:
 
         def write(path: Path, tensors: Tensors) -> str:
-            read = _Reader(tensors, bar)
+            read = _reader(tensors, bar)
             if path.suffix == ".ckpt":
                 return write_ckpt(path, infos(tensors), read)
             return write_safetensors(path, infos(tensors), read, metadata, late_metadata)
@@ -100,35 +98,29 @@ def write_target(
             return {name: write(folder / name, tensors) for name, tensors in target.files.items()}
 
 
-def json_text(value: object) -> str:
-    """A JSON file's content."""
-    return json.dumps(value, indent=2) + "\n"
-
-
 def _in_dtype(tensors: Tensors, dtype: str) -> Tensors:
     if dtype == KEEP:
         return tensors
     return {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
 
 
-class _Reader:
-    """Reads tensors one after the other, giving back the memory of the one before."""
+def _reader(tensors: Tensors, bar: tqdm) -> Callable[[str], Raw]:
+    """Reads tensors by name, one after the other; each gives back the memory of the one before."""
+    release: List[Callable[[], None]] = []
 
-    def __init__(self, tensors: Tensors, bar: tqdm):
-        self._tensors = tensors
-        self._bar = bar
-        self._previous: Optional[LazyTensor] = None
-
-    def __call__(self, name: str) -> Raw:
-        if self._previous:
-            self._previous.release()
-        self._previous = tensor = self._tensors[name]
+    def read(name: str) -> Raw:
+        while release:
+            release.pop()()
+        tensor = tensors[name]
         raw = tensor.load()
+        release.append(tensor.release)
         nan, infinite = count_not_finite(raw, tensor.info)
         if nan or infinite:
             _log.warning(
                 "%s (from %s) has %d NaN and %d infinite values among %s",
                 name, tensor.origin, nan, infinite, tensor.info.shape,
             )  # fmt: skip
-        self._bar.update(tensor.info.num_bytes)
+        bar.update(tensor.info.num_bytes)
         return raw
+
+    return read
