@@ -35,15 +35,7 @@ def write_gif(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> N
     """
     palette = _shared_palette(frames)
     images = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
-    with atomic_file(path) as temporary:
-        images[0].save(
-            temporary,
-            save_all=True,
-            append_images=images[1:],
-            duration=_durations(len(frames), fps, GIF_TICK_MS),
-            loop=0,
-            comment=comment.encode(),
-        )
+    _save_animation(images, path, _durations(len(frames), fps, GIF_TICK_MS), comment=comment.encode())
 
 
 def write_webp(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> None:
@@ -51,19 +43,10 @@ def write_webp(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> 
 
     Frames that are all equal become a still image.
     """
-    images = [Image.fromarray(frame) for frame in frames]
     exif = Image.Exif()
     exif[EXIF_IMAGE_DESCRIPTION] = comment
-    with atomic_file(path) as temporary:
-        images[0].save(
-            temporary,
-            save_all=True,
-            append_images=images[1:],
-            duration=_durations(len(frames), fps, 1),
-            loop=0,
-            lossless=True,
-            exif=exif,
-        )
+    images = [Image.fromarray(frame) for frame in frames]
+    _save_animation(images, path, _durations(len(frames), fps, 1), lossless=True, exif=exif)
 
 
 def write_pngs(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> None:
@@ -162,6 +145,11 @@ def read_metadata(path: PathLike) -> Dict[str, Any]:
     return settings
 
 
+def _save_animation(images: List[Image.Image], path: PathLike, durations: List[int], **options: Any) -> None:
+    with atomic_file(path) as temporary:
+        images[0].save(temporary, save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
+
+
 def _durations(num_frames: int, fps: float, tick_ms: int) -> List[int]:
     """Milliseconds per frame, multiples of `tick_ms`, whose running sum never strays from the true time by a tick."""
     ends = [round((index + 1) * 1000 / fps / tick_ms) for index in range(num_frames)]
@@ -172,6 +160,5 @@ def _shared_palette(frames: np.ndarray) -> Image.Image:
     """A palette image for all frames (t, h, w, 3), chosen from evenly spaced pixels of each."""
     step = max(1, round((frames[..., 0].size / PALETTE_PIXELS) ** 0.5))
     sample = frames[:, ::step, ::step]  # t h w c
-    return Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(
-        GIF_COLOURS, kmeans=1
-    )  # t h w c -> (t h) w c
+    rows = Image.fromarray(sample.reshape(-1, *sample.shape[2:]))  # t h w c -> (t h) w c
+    return rows.quantize(GIF_COLOURS, kmeans=1)

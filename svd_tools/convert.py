@@ -53,30 +53,26 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="convert.py", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--pt_weights_file", "--source", required=True,
+    add = parser.add_argument
+    add("--pt_weights_file", "--source", required=True,
         help="the weights: a safetensors file, a PyTorch pickle (.ckpt, .pt, .bin), a MindSpore .ckpt, a diffusers "
              "folder, or a UNet alone (with --base)",
     )  # fmt: skip
-    parser.add_argument("--out_dir", required=True, help="folder in which the file or the diffusers folder is made")
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
-    parser.add_argument("--to", default=CKPT, choices=[CKPT, SAFETENSORS, DIFFUSERS], help="layout of the output")
-    parser.add_argument(
-        "--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are"
-    )  # fmt: skip
-    parser.add_argument("--base", default=None, type=Optional[str], help="checkpoint that supplies what is missing")
-    parser.add_argument(
-        "--variant", default=None, type=Optional[str],
+    add("--out_dir", required=True, help="folder in which the file or the diffusers folder is made")
+    add("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
+    add("--to", default=CKPT, choices=[CKPT, SAFETENSORS, DIFFUSERS], help="layout of the output")
+    add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")
+    add("--base", default=None, type=Optional[str], help="checkpoint that supplies what is missing")
+    add("--variant", default=None, type=Optional[str],
         help="which files of a diffusers folder to take, such as fp16; by default those without a variant if there",
     )  # fmt: skip
-    parser.add_argument(
-        "--leftovers", default=KEEP_LEFTOVERS, choices=[KEEP_LEFTOVERS, DROP_LEFTOVERS],
+    add("--leftovers", default=KEEP_LEFTOVERS, choices=[KEEP_LEFTOVERS, DROP_LEFTOVERS],
         help="the tensors that no program reads (CLIP's text tower, the conditioner's decoder). drop leaves them out: "
              "ComfyUI and PyTorch still load such a file, this toolkit converts it but does not run it. In a diffusers "
              "folder, keep puts all that the layout lacks into leftovers.safetensors, so that the way back is exact",
     )  # fmt: skip
-    parser.add_argument("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
-    parser.add_argument("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
+    add("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
+    add("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
     return parser
 
 
@@ -111,9 +107,8 @@ def _write(target: Target, weights: Weights, base: Optional[Weights]) -> None:
     for name, digest in written.items():
         tensors = target.files[name]
         size = sum(tensor.info.num_bytes for tensor in tensors.values())
-        sys.stdout.write(
-            f"wrote {target.path / name}: {len(tensors)} tensors, {size / 1e9:.2f} GB, sha256 of the tensors {digest}\n"
-        )
+        what = f"{len(tensors)} tensors, {size / 1e9:.2f} GB, sha256 of the tensors {digest}"
+        sys.stdout.write(f"wrote {target.path / name}: {what}\n")
 
 
 def _files(weights: Weights, base: Optional[Weights]) -> Dict[Path, str]:

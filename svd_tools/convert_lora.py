@@ -25,6 +25,7 @@ from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.lora_file import LowRank, write_lora
 from modules.parameter_table import expected_parameters
 from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
+from svd_tools.conversion.targets import new_file
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 TOOLKIT, DIFFUSERS = "toolkit", "diffusers"
@@ -49,11 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags, a file that is no LoRA of this network, no room.
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    out = Path(args.out)
-    if out.suffix != SUFFIX:
-        raise UserError(f"--out: {out} should end in {SUFFIX}")
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    out = new_file(args.out, [SUFFIX])
     wanted = expected_parameters(args.config)
     layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))
     make_output_dir(out.parent, "--out")

@@ -20,7 +20,7 @@ from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
 from svd_tools.conversion.lazy_tensor import DTYPES, LazyTensor, Tensors, encode, from_source
-from svd_tools.conversion.targets import KEEP, single_file_target, write_target
+from svd_tools.conversion.targets import KEEP, new_file, single_file_target, write_target
 
 SUFFIXES = (".safetensors", ".ckpt")
 
@@ -32,13 +32,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags, files that cannot be read, a LoRA of another model, no room.
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    out = Path(args.out)
     if not math.isfinite(args.scale):
         raise UserError(f"--scale: {args.scale} cannot be used; expected a number, 1 merges the LoRA as it was trained")
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"--out: {out} should end in {' or '.join(SUFFIXES)}")
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    out = new_file(args.out, SUFFIXES)
     lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:
         target = single_file_target(out, merged_tensors(source, lora, args.scale), args.dtype, leftovers=True)

@@ -3,10 +3,11 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping
+from typing import Callable, Dict, List, Mapping, Sequence
 
 from tqdm import tqdm
 
+from gm.errors import UserError
 from gm.files import atomic_dir
 from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
 from gm.weights.names import to_reference
@@ -39,6 +40,16 @@ class Target:
     def num_bytes(self) -> int:
         """Room that the target takes, up to the little that headers take."""
         return sum(ckpt_bytes(infos(tensors)) for tensors in self.files.values())
+
+
+def new_file(path: str, suffixes: Sequence[str]) -> Path:
+    """The path given as --out; raises a UserError unless it has one of the suffixes and nothing is there yet."""
+    out = Path(path)
+    if out.suffix not in suffixes:
+        raise UserError(f"--out: {out} should end in {' or '.join(suffixes)}")
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    return out
 
 
 def single_file_target(path: Path, published: Tensors, dtype: str, leftovers: bool) -> Target:

@@ -28,8 +28,6 @@ _STEMS = {UNET: "diffusion_pytorch_model", VAE: "diffusion_pytorch_model", IMAGE
 _PICKLE_STEMS = {**_STEMS, IMAGE_ENCODER: "pytorch_model"}
 _BUFFERS = ("position_ids",)  # constants that older programs saved among the weights
 _WRAPPERS = ("state_dict", "model", "module")  # where training programs put the weights
-_TORCH_NAMES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL"}
-_TORCH_KINDS = {"bfloat": "BF", "float": "F", "uint": "U", "int": "I"}
 
 
 @dataclass(frozen=True)
@@ -227,11 +225,9 @@ def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:
 
 def _dtype_name(torch_name: str) -> str:
     """ "torch.float32" → "F32"."""
-    name = torch_name.partition(".")[2]
-    if name in _TORCH_NAMES:
-        return _TORCH_NAMES[name]
-    kind = name.rstrip("0123456789")
-    dtype = _TORCH_KINDS.get(kind, "?") + name[len(kind) :]
+    dtype = torch_name.partition(".")[2].replace("e4m3fn", "e4m3").upper()
+    for word, letter in (("FLOAT", "F"), ("UINT", "U"), ("INT", "I")):
+        dtype = dtype.replace(word, letter)
     if dtype not in ITEM_BYTES:
         raise UserError(f"tensors of the type {torch_name} are not supported")
     return dtype
