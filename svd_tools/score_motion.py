@@ -202,7 +202,8 @@ def _examined(data_dir: Path, names: Sequence[str], workers: int) -> Iterator[Tu
         with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
             while waiting or pending:
                 while waiting and len(pending) < IN_FLIGHT * workers:
-                    pending[pool.submit(examine, data_dir / waiting[-1])] = waiting.pop()
+                    name = waiting.pop()
+                    pending[pool.submit(examine, data_dir / name)] = name
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finding = future.result()
                     yield pending.pop(future), finding
