@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from gm.config.factory import load_config
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.tensor_source import decode
-from svd_tools.conversion.diffusers_config import NORM_GROUPS, SCHEDULER
+from svd_tools.conversion.diffusers_config import NORM_GROUPS, SCHEDULER, templates
 from svd_tools.conversion.diffusers_layout import to_diffusers
 from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
 from svd_tools.conversion.lazy_tensor import LazyTensor, from_source
@@ -132,7 +132,7 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
     encoder = load_image_encoder(checkpoint, vision)
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
-    scheduler = EulerDiscreteScheduler.from_config(SCHEDULER)
+    scheduler = EulerDiscreteScheduler.from_config(templates()[SCHEDULER])
     size = vision["image_size"]
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     pipeline = StableVideoDiffusionPipeline(vae.eval(), encoder.eval(), unet.eval(), scheduler, processor)
@@ -147,7 +147,8 @@ def published_pipeline(checkpoint: Path) -> StableVideoDiffusionPipeline:
     networks = load_vae(checkpoint), load_image_encoder(checkpoint), load_unet(checkpoint)
     size = VIT_H_14["image_size"]
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    pipeline = StableVideoDiffusionPipeline(*networks, EulerDiscreteScheduler.from_config(SCHEDULER), processor)
+    scheduler = EulerDiscreteScheduler.from_config(templates()[SCHEDULER])
+    pipeline = StableVideoDiffusionPipeline(*networks, scheduler, processor)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

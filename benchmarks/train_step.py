@@ -1,6 +1,6 @@
 """How long one training step takes (forward, backward, AdamW; fp32): this project in both modes against diffusers in
 eager PyTorch, on the same weights and inputs. All of the UNet of configs/svd_tiny.yaml is trained, on the batches of
-configs/svd_tiny_train_unet_128.yaml.
+svd_tiny/configs/unet_128.yaml.
 
     python benchmarks/train_step.py --repeats 3
 """

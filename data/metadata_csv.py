@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
-from data.motion_bucket import MAX_BUCKET
+from data.motion import MAX_BUCKET
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, open_input, reason
 

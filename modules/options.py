@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Annotated, Dict, Literal, Optional, Tuple, Union
 
-from data.motion_bucket import MAX_BUCKET
+from data.motion import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
 from gm.sampling.guidance import Scale
 from gm.sampling.samplers import MAX_STEPS, SAMPLERS

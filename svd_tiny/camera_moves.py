@@ -37,8 +37,8 @@ DEFAULT_WEIGHTS: Dict[str, float] = {
 class CameraMove(NamedTuple):
     """Motion per frame; see the module's docstring."""
 
-    rate: complex = 0j  # real part: zoom, positive into the picture; imaginary part: rotation
-    pan: complex = 0j  # displacement of the whole picture
+    rate: complex = 0j  # real part: zoom, positive into the image; imaginary part: rotation
+    pan: complex = 0j  # displacement of the whole image
     truck: complex = 0j  # displacement of what is nearest, relative to the horizon
     dolly: float = 0.0  # zoom of what is nearest, relative to the horizon
     focus: complex = 0j  # centre of zoom and rotation
@@ -132,7 +132,7 @@ def draw_move(kind: str, rng: np.random.Generator) -> CameraMove:
         return CameraMove(rate=-1 + 0j, focus=focus)
     if kind == "pan":
         return CameraMove(pan=direction)
-    if kind == "pan_right":  # the camera's direction: the picture goes left
+    if kind == "pan_right":  # the camera's direction: the image goes left
         return CameraMove(pan=-1 + 0j)
     if kind == "rotate":
         return CameraMove(rate=complex(rng.uniform(-0.3, 0.3), side), focus=focus)

@@ -6,7 +6,7 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
-from data.motion_bucket import SCORE_SCALE
+from data.motion import SCORE_SCALE
 from gm.errors import UserError
 from svd_tiny.camera_moves import DEFAULT_WEIGHTS, KINDS, draw_move
 from svd_tiny.clip_renderer import ClipSize, Shot, fit_shot, render
@@ -15,7 +15,7 @@ from svd_tiny.photos import read_photo
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples, modulo 1, cover 0..1 evenly from the first few on
 MAX_PHOTO_SIDE = 1600
-PORTRAIT_SHARE = 0.3  # of the depth maps that take the middle of the picture to be near
+PORTRAIT_SHARE = 0.3  # of the depth maps that take the middle of the image to be near
 DRAWS = 4  # moves tried for one that leaves the window sharp
 
 

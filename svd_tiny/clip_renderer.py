@@ -12,7 +12,7 @@ from svd_tiny.depth_map import WORK_WIDTH, DepthMap, flat_depth, soften
 SUPERSAMPLING = 2  # the scene is sampled this many times as densely as the clip, in both directions
 CELL = 4  # pixels from one exactly computed position to the next; sizes are multiples of it
 FIT_ROUNDS = 10
-MAX_TEAR = 0.6  # frames * parallax * gradient of the depth; 1 would tear the picture
+MAX_TEAR = 0.6  # frames * parallax * gradient of the depth; 1 would tear the image
 TOLERANCE = 0.25  # pixels by which a window may overstep; mirrored pixels fill them
 MARGIN = 4  # pixels around what a clip shows, for the interpolation
 

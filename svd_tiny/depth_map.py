@@ -1,7 +1,7 @@
 """A plausible depth map for one photograph, without a network: a far and a near layer and the ground between them.
 
 Good enough for the parallax of a training clip. The horizon is the row that best separates the colours above it from
-those below; the matte between the layers is soft and follows the picture's outlines (guided filter: He, Sun and Tang,
+those below; the matte between the layers is soft and follows the image's outlines (guided filter: He, Sun and Tang,
 "Guided Image Filtering", 2013).
 """
 
@@ -34,7 +34,7 @@ class DepthMap(NamedTuple):
 
 
 def flat_depth(points: np.ndarray) -> np.ndarray:
-    """The depth of a flat picture: 0 everywhere."""
+    """The depth of a flat image: 0 everywhere."""
     return np.zeros(points.shape)
 
 
@@ -64,7 +64,7 @@ def estimate_depth(photo: np.ndarray, near_subject: float) -> np.ndarray:
 
 
 def find_horizon(image: np.ndarray) -> float:
-    """The height, 0..1 from the top, at which splitting a picture explains most of its rows' colours (Otsu's way).
+    """The height, 0..1 from the top, at which splitting an image explains most of its rows' colours (Otsu's way).
 
     Args:
         image: (h, w, 3) uint8.

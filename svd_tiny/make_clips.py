@@ -26,8 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, write_rows
-from data.motion import video_score
-from data.motion_bucket import motion_bucket
+from data.motion import motion_bucket, video_score
 from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser

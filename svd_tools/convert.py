@@ -24,11 +24,9 @@ from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from gm.weights.names import expected_parameters
-from svd_tools.conversion.assembly import assemble
-from svd_tools.conversion.casts import DTYPES
 from svd_tools.conversion.diffusers_config import diffusers_texts
-from svd_tools.conversion.file_hashes import FileHashes
-from svd_tools.conversion.lazy_tensor import Tensors
+from svd_tools.conversion.diffusers_layout import assemble
+from svd_tools.conversion.lazy_tensor import DTYPES, Tensors
 from svd_tools.conversion.targets import (
     ALLOW_NONFINITE,
     KEEP,
@@ -37,7 +35,7 @@ from svd_tools.conversion.targets import (
     single_file_target,
     write_target,
 )
-from svd_tools.conversion.weight_files import Weights, open_weights
+from svd_tools.conversion.weight_files import FileHashes, Weights, open_weights
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 CKPT, SAFETENSORS, DIFFUSERS = "ckpt", "safetensors", "diffusers"
@@ -51,46 +49,39 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with _signals_as_errors():
         weights = open_weights(Path(args.pt_weights_file), args.variant)
         base = open_weights(Path(args.base)) if args.base else None
-        with FileHashes([] if args.dry_run else list(_files(weights, base))) as hashes:
-            wanted = expected_parameters(args.config)
-            tensors = assemble(weights, wanted, base, args.drop_extra)
-            target = _target(args, weights.name, tensors, wanted)
-            if args.dry_run:
-                sys.stdout.writelines(_description(target))
-            else:
-                _prepare(target, args.out_dir)
-                _write(target, weights, base, hashes, args.allow_nonfinite)
+        wanted = expected_parameters(args.config)
+        tensors = assemble(weights, wanted, base, args.drop_extra)
+        target = _target(args, weights.name, tensors, wanted)
+        if args.dry_run:
+            sys.stdout.writelines(_description(target))
+        else:
+            _prepare(target, args.out_dir)
+            _write(target, weights, base, args.allow_nonfinite)
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="convert.py", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--pt_weights_file", "--source", required=True,
+    add = parser.add_argument
+    add("--pt_weights_file", "--source", required=True,
         help="the weights: a safetensors file, a PyTorch pickle (.ckpt, .pt, .bin), a MindSpore .ckpt, a diffusers "
              "folder, or a UNet alone (with --base)",
     )  # fmt: skip
-    parser.add_argument("--out_dir", required=True, help="folder in which the file or the diffusers folder is made")
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
-    parser.add_argument("--to", default=CKPT, choices=[CKPT, SAFETENSORS, DIFFUSERS], help="layout of the output")
-    parser.add_argument(
-        "--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are"
-    )  # fmt: skip
-    parser.add_argument("--base", default=None, type=Optional[str], help="checkpoint that supplies what is missing")
-    parser.add_argument(
-        "--variant", default=None, type=Optional[str],
+    add("--out_dir", required=True, help="folder in which the file or the diffusers folder is made")
+    add("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
+    add("--to", default=CKPT, choices=[CKPT, SAFETENSORS, DIFFUSERS], help="layout of the output")
+    add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")
+    add("--base", default=None, type=Optional[str], help="checkpoint that supplies what is missing")
+    add("--variant", default=None, type=Optional[str],
         help="which files of a diffusers folder to take, such as fp16; by default those without a variant if there",
     )  # fmt: skip
-    parser.add_argument(
-        "--leftovers", default=KEEP_LEFTOVERS, choices=[KEEP_LEFTOVERS, DROP_LEFTOVERS],
+    add("--leftovers", default=KEEP_LEFTOVERS, choices=[KEEP_LEFTOVERS, DROP_LEFTOVERS],
         help="the tensors that no program reads (CLIP's text tower, the conditioner's decoder). drop leaves them out: "
              "ComfyUI and PyTorch still load such a file, this toolkit converts it but does not run it. In a diffusers "
              "folder, keep puts all that the layout lacks into leftovers.safetensors, so that the way back is exact",
     )  # fmt: skip
-    parser.add_argument("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
-    parser.add_argument(
-        ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning"
-    )
-    parser.add_argument("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
+    add("--drop_extra", default=False, type=bool, help="leave out tensors that the network lacks")
+    add(ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning")
+    add("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
     return parser
 
 
@@ -111,10 +102,9 @@ def _prepare(target: Target, out_dir: str) -> None:
     require_free_space(out_dir, target.num_bytes, str(target.path))
 
 
-def _write(
-    target: Target, weights: Weights, base: Optional[Weights], hashes: FileHashes, allow_nonfinite: bool
-) -> None:
+def _write(target: Target, weights: Weights, base: Optional[Weights], allow_nonfinite: bool) -> None:
     files = _files(weights, base)
+    hashes = FileHashes(list(files))
     source = {"source": weights.path.name, "source_sha256": _hash_text(dict.fromkeys(files.values(), _UNKNOWN_HASH))}
     metadata = {**weights.metadata, "format": "pt", **source}
 
@@ -126,9 +116,8 @@ def _write(
     for name, digest in written.items():
         tensors = target.files[name]
         size = sum(tensor.info.num_bytes for tensor in tensors.values())
-        sys.stdout.write(
-            f"wrote {target.path / name}: {len(tensors)} tensors, {size / 1e9:.2f} GB, sha256 of the tensors {digest}\n"
-        )
+        what = f"{len(tensors)} tensors, {size / 1e9:.2f} GB, sha256 of the tensors {digest}"
+        sys.stdout.write(f"wrote {target.path / name}: {what}\n")
 
 
 def _files(weights: Weights, base: Optional[Weights]) -> Dict[Path, str]:

@@ -3,14 +3,16 @@
     python svd_tools/convert_lora.py --lora=camera.safetensors --out=lora.safetensors
     python svd_tools/convert_lora.py --lora=lora.safetensors --to=diffusers --out=pytorch_lora_weights.safetensors
 
-This toolkit's file is also ComfyUI's. In diffusers' file alpha is multiplied into B, for programs that read it take
-alpha to be the rank.
+The layers' names are known as this toolkit and ComfyUI write them (`diffusion_model.` and the published name), as
+diffusers and PEFT do (`unet.` or `base_model.model.` and the diffusers name), as kohya's scripts do (`lora_unet_` and
+either name with underscores), and as diffusers did in 2023 (`….processor.to_q_lora.down.weight`). In diffusers' file
+alpha is multiplied into B, because programs that read it take alpha to be the rank.
 """
 
-import os
+import re
 import sys
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,12 +24,23 @@ from gm.files import make_output_dir
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.lora_file import LowRank, low_rank, write_lora
 from gm.weights.names import expected_parameters
-from svd_tools.conversion.lora_names import ALPHA, DIFFUSERS_PREFIXES, A, B, diffusers_layers, known_layers, parse_name
+from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
+from svd_tools.conversion.targets import new_file
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 TOOLKIT, DIFFUSERS = "toolkit", "diffusers"
 SUFFIX = ".safetensors"
 MAX_NAMES = 5
+WEIGHT = ".weight"
+TOOLKIT_PREFIXES = ("diffusion_model.", UNET_PREFIX)
+DIFFUSERS_PREFIXES = ("unet.", "", "base_model.model.", "unet.base_model.model.")
+KOHYA_PREFIX = "lora_unet_"
+A, B, ALPHA = "A", "B", "alpha"
+
+_ENDS = re.compile(
+    r"^(?P<layer>.+?)(?:\.|_)(?:lora_(?P<ab>[AB])(?:\.\w+)?\.weight|lora[._](?P<way>down|up)\.weight|(?P<alpha>alpha))$"
+)
+_PARTS = {"down": A, "up": B}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -37,11 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags, a file that is no LoRA of this network, no room.
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    out = Path(args.out)
-    if out.suffix != SUFFIX:
-        raise UserError(f"--out: {out} should end in {SUFFIX}")
-    if os.path.lexists(out):
-        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    out = new_file(args.out, [SUFFIX])
     wanted = expected_parameters(args.config)
     layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))
     make_output_dir(out.parent, "--out")
@@ -82,6 +91,50 @@ def diffusers_tensors(layers: Mapping[str, LowRank], names: Mapping[str, str]) -
         tensors[f"{stem}.lora_A.weight"] = layer.a.astype(np.float32)
         tensors[f"{stem}.lora_B.weight"] = (scale * layer.b.astype(np.float64)).astype(np.float32)
     return tensors
+
+
+class Entry(NamedTuple):
+    """What a tensor of a LoRA file is."""
+
+    layer: str  # as the file names it
+    part: str  # A, B or ALPHA
+
+
+def parse_name(name: str) -> Optional[Entry]:
+    """The layer and the part that a tensor's name tells, or None if it is no LoRA's."""
+    match = _ENDS.match(name)
+    if match is None:
+        return None
+    part = match["ab"] or _PARTS.get(match["way"]) or ALPHA
+    layer = match["layer"].replace(".processor.", ".")
+    return Entry(f"{layer}.0" if layer.endswith(".to_out") else layer, part)
+
+
+def known_layers(wanted: Mapping[str, Tuple[int, ...]]) -> Dict[str, str]:
+    """Every name that a linear layer of the UNet goes by → its published name, without `.weight`.
+
+    Args:
+        wanted: the network's parameters, published name → shape.
+    """
+    names: Dict[str, str] = {}
+    for published, diffusers in diffusers_layers(wanted).items():
+        bare = published[len(UNET_PREFIX) :]
+        spellings = [prefix + bare for prefix in TOOLKIT_PREFIXES]
+        spellings += [prefix + diffusers for prefix in DIFFUSERS_PREFIXES]
+        spellings += [KOHYA_PREFIX + name.replace(".", "_") for name in (bare, diffusers)]
+        names.update(dict.fromkeys(spellings, published))
+    return names
+
+
+def diffusers_layers(wanted: Mapping[str, Tuple[int, ...]]) -> Dict[str, str]:
+    """Published name → diffusers name of every linear layer of the UNet, both without `.weight`."""
+    places = diffusers_places(wanted)
+    linear = [
+        name
+        for name, shape in wanted.items()
+        if name.startswith(UNET_PREFIX) and name.endswith(WEIGHT) and len(shape) == 2
+    ]
+    return {name[: -len(WEIGHT)]: places[name].names[0][: -len(WEIGHT)] for name in linear}
 
 
 def _refuse(path: Path, names: List[str], what: str) -> None:

@@ -1,13 +1,13 @@
-"""Measures a model on pictures it has not seen, and prints whether it does what it should.
+"""Measures a model on images that it has not seen.
 
     python svd_tools/evaluate.py --images photos/eval --output_dir evaluation
 
-For every picture: how well the autoencoder gives it back, as a still clip; and, at several motion buckets and seeds,
-clips: how near their first frame is to the picture, how far their colours drift, how fast they move, and how much the
-temporal decoder flickers against the image decoder. The motion is compared with what a bucket stands for, or with the
-training clips around it (--data_dir, --metadata).
+For every image it measures how well the autoencoder gives it back, as a still clip. It also makes clips at several
+motion buckets and seeds, and measures how near their first frame is to the image, how far their colours drift, how fast
+they move, and how much the temporal decoder flickers against the image decoder. The motion is compared with what a
+bucket stands for, or with the training clips around it (--data_dir, --metadata).
 
-It writes report.json, contact_sheet.png and the clips; a run that was stopped goes on where it was.
+The command writes report.json, contact_sheet.png and the clips; a run that was stopped goes on where it was.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ import json
 import logging
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -24,29 +25,240 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.image_reader import find_images, read_image
+from data.image_reader import find_images, fit_image, read_image
 from data.metadata_csv import read_metadata
-from data.motion_bucket import motion_score
+from data.motion import MAX_BUCKET, motion_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import atomic_file, make_output_dir
-from svd_tools.evaluation import (
-    ClipFigures,
-    FlickerFigures,
-    Verdict,
-    judge,
-    measure_clip,
-    measure_flicker,
-    summarise,
-    training_flow,
-)
-from svd_tools.video_metrics import contact_sheet, psnr
+from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT_BUCKETS = [20, 65, 110, 155, 200]
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 TRAINING_CLIPS = 24  # measured for each motion bucket
+
+
+def evaluate(args: Any) -> Dict[str, Any]:
+    """Measures a model as the flags say.
+
+    Returns:
+        the report, as JSON can hold it: "summary" (:func:`summarise`) and "clips", the figures of each clip.
+
+    Raises:
+        UserError: a flag is out of its range, or a file cannot be read or written.
+    """
+    _check_args(args)
+    paths = evenly(find_images(args.images, "--images"), args.limit)
+    folder = make_output_dir(args.output_dir, "--output_dir")
+    model = load_model(args)
+    training_flow = measure_training_clips(args, model.pipeline.num_frames)
+    images = {path.name: model.fit(read_image(path)) for path in paths}
+    store = ClipStore(model, folder)
+    reconstructions, clips, flickers = measure(model, images, args.buckets, args.seeds, store)
+    summary = summarise(reconstructions, clips, flickers, training_flow)
+    summary["seconds_per_clip"] = _mean(store.seconds) if store.seconds else None
+    middle = sorted(args.buckets)[len(args.buckets) // 2]
+    shown = [store.get(name, image, middle, 0).frames for name, image in list(images.items())[:SHEET_ROWS]]
+    Image.fromarray(contact_sheet(shown, SHEET_COLUMNS)).save(folder / "contact_sheet.png")
+    return {"summary": summary, "clips": clips}
+
+
+class Clip(NamedTuple):
+    """A generated clip and what it was decoded from."""
+
+    frames: np.ndarray  # (t, h, w, 3) uint8
+    latents: np.ndarray  # (t, 4, h/8, w/8) fp32, multiplied by the scale factor
+
+
+class EvaluatedModel:
+    """A pipeline with its weights and, beside it, the image autoencoder inside its conditioner, with its decoder."""
+
+    def __init__(self, pipeline: Any) -> None:
+        from modules.conditioning import in_image_autoencoder
+
+        self.pipeline, self.engine = pipeline, pipeline.engine
+        self._part = self.engine.conditioner.subset("image autoencoder", in_image_autoencoder)
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """An image of any size as the model sees it: (height, width, 3) uint8."""
+        return fit_image(image, self.pipeline.height, self.pipeline.width, self.pipeline.crop_offset)
+
+    def reconstruct(self, image: np.ndarray) -> np.ndarray:
+        """Encodes a fitted image (mode of the posterior) and decodes it as a still clip of the model's length.
+
+        Returns:
+            (t, height, width, 3) uint8.
+        """
+        from mindspore import Tensor
+
+        from modules.pipeline import to_frames, to_pixels
+
+        with self._image_autoencoder() as autoencoder:
+            latent = autoencoder.encode(Tensor(to_pixels(image))).asnumpy()
+        latents = np.repeat(latent, self.pipeline.num_frames, axis=0) * np.float32(self.engine.scale_factor)
+        return to_frames(self.engine.decode(latents[None]))[0]
+
+    def generate(self, image: np.ndarray, motion_bucket_id: int, seed: int) -> Clip:
+        """Animates a fitted image."""
+        self.pipeline.motion_bucket_id = motion_bucket_id
+        kept: List[np.ndarray] = []
+        decode = self.engine.decode
+
+        def keep_and_decode(latents: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+            kept.append(latents)  # b t c h w
+            return decode(latents, *args, **kwargs)
+
+        self.engine.decode = keep_and_decode
+        try:
+            return Clip(self.pipeline(image, seed), kept[0][0])
+        finally:
+            del self.engine.decode
+
+    def decode_one_by_one(self, latents: np.ndarray) -> np.ndarray:
+        """Decodes each frame by itself with the image decoder.
+
+        Args:
+            latents: (t, 4, h, w), multiplied by the scale factor.
+
+        Returns:
+            (t, 8h, 8w, 3) uint8.
+        """
+        from mindspore import Tensor
+
+        from modules.pipeline import to_frames
+
+        scaled = latents / np.float32(self.engine.scale_factor)
+        with self._image_autoencoder() as autoencoder:
+            frames = [autoencoder.decode(Tensor(latent[None])).asnumpy()[0] for latent in scaled]
+        return to_frames(np.stack(frames)[None])[0]
+
+    @contextmanager
+    def _image_autoencoder(self) -> Iterator[Any]:
+        from gm.backend.operators import inference
+        from modules.conditioning import image_autoencoder
+
+        with self._part as conditioner, inference():
+            yield image_autoencoder(conditioner)
+
+
+class ClipStore:
+    """Generated clips on disk so that a long evaluation can be stopped; each way to make them has its own folder."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self.model = model
+        settings = {key: value for key, value in model.pipeline.settings.items() if key != "motion_bucket_id"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = folder / f"clips_{digest}"
+        self.folder.mkdir(exist_ok=True)
+        self.seconds: List[float] = []  # that each clip took which was made now
+
+    def get(self, name: str, image: np.ndarray, bucket: int, seed: int) -> Clip:
+        """A clip, made now or before."""
+        fingerprint = hashlib.sha256(image.tobytes()).hexdigest()[:12]
+        path = self.folder / f"{name}_{fingerprint}_bucket{bucket}_seed{seed}.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                return Clip(arrays["frames"], arrays["latents"])
+        start = time.perf_counter()
+        clip = self.model.generate(image, bucket, seed)
+        self.seconds.append(time.perf_counter() - start)
+        with atomic_file(path) as temporary:
+            np.savez_compressed(temporary, frames=clip.frames, latents=clip.latents)
+        return clip
+
+
+def measure(
+    model: Any, images: Dict[str, np.ndarray], buckets: Sequence[int], seeds: int, store: ClipStore
+) -> Tuple[List[float], List[Dict[str, Any]], List[Dict[str, float]]]:
+    """Measures a model (an :class:`EvaluatedModel`) on fitted images.
+
+    Returns:
+        the PSNR of each reconstruction in dB; the figures of each clip; the flicker in static areas at the lowest
+        bucket, where most stands still, of both decoders on the same latents.
+    """
+    stills = ((model.reconstruct(image), image) for image in images.values())
+    reconstructions = [psnr(frames, np.broadcast_to(image, frames.shape)) for frames, image in stills]
+    clips, flickers = [], []
+    jobs = [(name, bucket, seed) for name in images for bucket in sorted(buckets) for seed in range(seeds)]
+    for name, bucket, seed in tqdm(jobs, unit="clip", disable=None):
+        frames, latents = store.get(name, images[name], bucket, seed)
+        clip = {"image": name, "motion_bucket_id": bucket, "seed": seed}
+        clip["first_frame_psnr"] = psnr(frames[0], images[name])  # dB
+        clip["colour_drift"] = colour_drift(frames)  # levels (0..255)
+        clip["flow"] = mean_flow(frames, model.pipeline.fps)  # shortest sides per second
+        clip["sharpness"] = sharpness(frames[-1:], images[name])  # relative to the input's
+        clips.append(clip)
+        if bucket == min(buckets) and seed == 0:
+            one_by_one = model.decode_one_by_one(latents)
+            static = static_areas([frames, one_by_one])
+            flicks = {"temporal": flicker(frames, static), "image": flicker(one_by_one, static)}
+            flickers.append({**flicks, "static_share": float(static.mean())})
+    return reconstructions, clips, flickers
+
+
+def summarise(
+    reconstructions: Sequence[float],
+    clips: Sequence[Dict[str, Any]],
+    flickers: Sequence[Dict[str, float]],
+    training_flow: Dict[int, float],
+) -> Dict[str, Any]:
+    """Means over what :func:`measure` gives, as JSON can hold them; `training_flow` is {bucket: mean flow}."""
+    buckets = sorted({clip["motion_bucket_id"] for clip in clips})
+
+    def by_bucket(key: str) -> Dict[int, float]:
+        return {b: _mean([clip[key] for clip in clips if clip["motion_bucket_id"] == b]) for b in buckets}
+
+    return {
+        "images": len({clip["image"] for clip in clips}),
+        "seeds": len({clip["seed"] for clip in clips}),
+        "reconstruction_psnr": _mean(reconstructions),
+        **{key: _mean([clip[key] for clip in clips]) for key in ("first_frame_psnr", "colour_drift", "sharpness")},
+        "colour_drift_by_bucket": by_bucket("colour_drift"),
+        "flow": by_bucket("flow"),
+        "training_flow": training_flow,
+        "flicker_temporal_decoder": _mean([pair["temporal"] for pair in flickers]),
+        "flicker_image_decoder": _mean([pair["image"] for pair in flickers]),
+        "static_share": _mean([pair["static_share"] for pair in flickers]),
+    }
+
+
+def figures(summary: Dict[str, Any]) -> Dict[str, Tuple[str, str]]:
+    """A summary as text: {key: (what the figure is, its value)}."""
+    flow = list(summary["flow"].values())
+    flickers = summary["flicker_temporal_decoder"], summary["flicker_image_decoder"]
+    rows = {
+        "reconstruction": ("autoencoder reconstruction, PSNR", f"{summary['reconstruction_psnr']:.2f} dB"),
+        "first_frame": ("first frame against the input, PSNR", f"{summary['first_frame_psnr']:.2f} dB"),
+        "colour_drift": ("colour drift over the clip", f"{summary['colour_drift']:.2f}/255"),
+        "flow": (
+            f"flow over motion buckets {', '.join(map(str, summary['flow']))}",
+            ", ".join(f"{value:.4f}" for value in flow),
+        ),
+        "flow_ratio": ("flow, highest to lowest bucket", f"{flow[-1] / max(flow[0], 1e-9):.2f} times"),
+        "flicker": ("flicker in static areas, temporal decoder (image decoder)", "{:.3f} ({:.3f})".format(*flickers)),
+    }
+    for bucket, trained in summary["training_flow"].items():
+        value = f"{summary['flow'][bucket]:.4f} ({trained:.4f})"
+        rows[f"flow_{bucket}"] = (f"flow at bucket {bucket} (in training)", value)
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of one length as lines of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
+def write_report(args: Any, report: Dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
+    """Writes report.json into the folder of the flags, and the rows to the standard output."""
+    path = Path(args.output_dir) / "report.json"
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    sys.stdout.write(table(rows))
+    summary = report["summary"]
+    sys.stdout.write(f"{summary['images']} images, {summary['seeds']} seeds; details in {path}\n")
 
 
 def evenly(items: Sequence[Any], count: int) -> List[Any]:
@@ -56,81 +268,15 @@ def evenly(items: Sequence[Any], count: int) -> List[Any]:
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-class ClipStore:
-    """Generated clips on disk, so that a long evaluation can be stopped: one folder for each way to make them."""
-
-    def __init__(self, model: Any, folder: Path) -> None:
-        self.model = model
-        settings = {key: value for key, value in model.pipeline.settings.items() if key != "motion_bucket_id"}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = folder / f"clips_{digest}"
-        self.folder.mkdir(exist_ok=True)
-        self.seconds: List[float] = []  # that each clip took, of those made now
-
-    def get(self, name: str, image: np.ndarray, bucket: int, seed: int) -> Tuple[np.ndarray, np.ndarray]:
-        """(frames, latents) of a clip, made now or before; see :class:`svd_tools.evaluated_model.Clip`."""
-        picture = hashlib.sha256(image.tobytes()).hexdigest()[:12]
-        path = self.folder / f"{name}_{picture}_bucket{bucket}_seed{seed}.npz"
-        if path.exists():
-            with np.load(path) as arrays:
-                return arrays["frames"], arrays["latents"]
-        start = time.perf_counter()
-        clip = self.model.generate(image, bucket, seed)
-        self.seconds.append(time.perf_counter() - start)
-        with atomic_file(path) as temporary:
-            np.savez_compressed(temporary, frames=clip.frames, latents=clip.latents)
-        return clip.frames, clip.latents
-
-
-def evaluate(
-    model: Any, images: Dict[str, np.ndarray], buckets: Sequence[int], seeds: int, store: ClipStore
-) -> Tuple[List[float], List[ClipFigures], List[FlickerFigures]]:
-    """Measures a model (:class:`svd_tools.evaluated_model.EvaluatedModel`) on fitted pictures.
-
-    Returns:
-        the PSNR of each reconstruction; the figures of each clip; the flicker at the lowest bucket, where most stands
-        still.
-    """
-    stills = ((model.reconstruct(image), image) for image in images.values())
-    reconstructions = [psnr(frames, np.broadcast_to(image, frames.shape)) for frames, image in stills]
-    clips, flickers = [], []
-    jobs = [(name, bucket, seed) for name in images for bucket in sorted(buckets) for seed in range(seeds)]
-    for name, bucket, seed in tqdm(jobs, unit="clip", disable=None):
-        frames, latents = store.get(name, images[name], bucket, seed)
-        clips.append(measure_clip(frames, images[name], name, bucket, seed, model.pipeline.fps))
-        if bucket == min(buckets) and seed == 0:
-            flickers.append(measure_flicker(frames, model.decode_one_by_one(latents)))
-    return reconstructions, clips, flickers
-
-
-def write_report(folder: Path, summary: Dict[str, Any], verdicts: Sequence[Verdict], clips: List[ClipFigures]) -> None:
-    """Writes report.json."""
-    report = {
-        "summary": summary,
-        "verdicts": [verdict._asdict() for verdict in verdicts],
-        "clips": [clip._asdict() for clip in clips],
-    }
-    with atomic_file(folder / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
-
-
-def table(verdicts: Sequence[Verdict]) -> str:
-    """The report as text: one figure a line."""
-    rows = [("figure", "value", "wanted", "met")]
-    rows += [(verdict.figure, verdict.value, verdict.wanted, "yes" if verdict.met else "NO") for verdict in verdicts]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n" for row in rows)
-
-
 def build_parser() -> CommandParser:
     """The command's flags."""
     parser = CommandParser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
     add("--config", type=str, default=str(PROJECT / "configs/svd_tiny.yaml"), help="YAML file of the model")
     add("--checkpoint", type=str, default=str(PROJECT / "checkpoints/svd_tiny.safetensors"), help="its weights")
-    add("--images", type=str, default=str(PROJECT / "examples"), help="a picture or a folder of pictures")
-    add("--limit", type=int, default=16, help="pictures at most, evenly spread over the folder; 0: all")
-    add("--seeds", type=int, default=3, help="clips for each picture and motion bucket")
+    add("--images", type=str, default=str(PROJECT / "examples"), help="an image or a folder of images")
+    add("--limit", type=int, default=16, help="images at most, evenly spread over the folder; 0: all")
+    add("--seeds", type=int, default=3, help="clips for each image and motion bucket")
     add("--buckets", type=List[int], default=DEFAULT_BUCKETS, help="motion buckets, 0 to 255, such as [10,130,250]")
     add("--fps", type=int, default=7, help="that the clips are made for")
     add("--num_frames", type=Optional[int], default=None, help="of the clips; by default the model's")
@@ -142,12 +288,12 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def check_args(args: Any) -> None:
+def _check_args(args: Any) -> None:
     """Raises a UserError for a flag out of its range."""
     for flag, least in (("limit", 0), ("seeds", 1)):
         if getattr(args, flag) < least:
             raise UserError(f"--{flag}: {getattr(args, flag)} is too small; use {least} or more")
-    if len(args.buckets) < 2 or not all(0 <= bucket <= 255 for bucket in args.buckets):
+    if len(args.buckets) < 2 or not all(0 <= bucket <= MAX_BUCKET for bucket in args.buckets):
         raise UserError(f"--buckets: {args.buckets} cannot be used; name two or more motion buckets of 0 to 255")
     if bool(args.data_dir) != bool(args.metadata):
         raise UserError("--data_dir, --metadata: name both, or none")
@@ -159,8 +305,6 @@ def load_model(args: Any) -> Any:
     from modules.pipeline import SVDPipeline
 
     setup_runtime(args.mode)
-    from svd_tools.evaluated_model import EvaluatedModel  # imports MindSpore, which must find its environment set
-
     options = {"num_frames": args.num_frames, "fps": args.fps, "sampling_steps": args.sampling_steps}
     try:
         pipeline = SVDPipeline(args.config, args.checkpoint, **options, fuse_kernels=args.mode == GRAPH_MODE)
@@ -175,37 +319,31 @@ def measure_training_clips(args: Any, num_frames: int) -> Dict[int, float]:
         return {bucket: motion_score(bucket) for bucket in sorted(args.buckets)}
     rows = read_metadata(args.data_dir, args.metadata, "--data_dir", "--metadata")
 
-    def read(row: Any) -> Tuple[np.ndarray, float]:
+    def flow(row: Any) -> float:
         try:
             with VideoReader(Path(args.data_dir) / row.path) as reader:
-                return reader.read_clip(0, min(reader.num_frames, num_frames)), reader.fps
+                return mean_flow(reader.read_clip(0, min(reader.num_frames, num_frames)), reader.fps)
         except VideoError as error:
             raise UserError(f"--metadata: {error}") from error
 
-    return training_flow(rows, sorted(args.buckets), read, TRAINING_CLIPS)
+    def nearest(bucket: int) -> List[Any]:
+        return sorted(rows, key=lambda row: abs(row.motion_bucket_id - bucket))[:TRAINING_CLIPS]
+
+    return {bucket: _mean(list(map(flow, nearest(bucket)))) for bucket in sorted(args.buckets)}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Command line; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args(argv)
-    check_args(args)
-    paths = evenly(find_images(args.images, "--images"), args.limit)
-    folder = make_output_dir(args.output_dir, "--output_dir")
-    model = load_model(args)
-    wanted_flow = measure_training_clips(args, model.pipeline.num_frames)
-    images = {path.name: model.fit(read_image(path)) for path in paths}
-    store = ClipStore(model, folder)
-    reconstructions, clips, flickers = evaluate(model, images, args.buckets, args.seeds, store)
-    summary = summarise(reconstructions, clips, flickers, wanted_flow)
-    summary["seconds_per_clip"] = float(np.mean(store.seconds)) if store.seconds else None
-    verdicts = judge(summary)
-    write_report(folder, summary, verdicts, clips)
-    middle = sorted(args.buckets)[len(args.buckets) // 2]
-    shown = [store.get(name, image, middle, 0)[0] for name, image in list(images.items())[:SHEET_ROWS]]
-    Image.fromarray(contact_sheet(shown, SHEET_COLUMNS)).save(folder / "contact_sheet.png")
-    sys.stdout.write(table(verdicts))
-    sys.stdout.write(f"{len(images)} pictures, {args.seeds} seeds; details in {folder / 'report.json'}\n")
+    report = evaluate(args)
+    write_report(args, report, [("figure", "value"), *figures(report["summary"]).values()])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the numbers among `values`; NaN where there is none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 if __name__ == "__main__":

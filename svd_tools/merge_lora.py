@@ -7,7 +7,6 @@ Tensors are read from the mapped file and written one at a time.
 """
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -20,9 +19,8 @@ from gm.files import make_output_dir, require_free_space
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
-from svd_tools.conversion.casts import DTYPES, encode
-from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
-from svd_tools.conversion.targets import ALLOW_NONFINITE, KEEP, single_file_target, write_target
+from svd_tools.conversion.lazy_tensor import DTYPES, LazyTensor, Tensors, encode, from_source
+from svd_tools.conversion.targets import ALLOW_NONFINITE, KEEP, new_file, single_file_target, write_target
 
 SUFFIXES = (".safetensors", ".ckpt")
 
@@ -34,22 +32,17 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags, files that cannot be read, a LoRA of another model, no room.
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    out = Path(args.out)
     if not math.isfinite(args.scale):
         raise UserError(f"--scale: {args.scale} cannot be used; expected a number, 1 merges the LoRA as it was trained")
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"--out: {out} should end in {' or '.join(SUFFIXES)}")
-    if os.path.lexists(out):
-        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    out = new_file(args.out, SUFFIXES)
     lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:
         target = single_file_target(out, merged_tensors(source, lora, args.scale), args.dtype, leftovers=True)
         make_output_dir(out.parent, "--out")
         require_free_space(out.parent, target.num_bytes, str(out))
         told = {"lora": Path(args.lora).name, "lora_sha256": file_sha256(args.lora), "lora_scale": str(args.scale)}
-        digests = write_target(
-            target, {**source.metadata, "format": "pt", **told}, dict, sys.stderr.isatty(), args.allow_nonfinite
-        )
+        metadata = {**source.metadata, "format": "pt", **told}
+        digests = write_target(target, metadata, dict, sys.stderr.isatty(), args.allow_nonfinite)
     sys.stdout.write(
         f"wrote {out}: {len(lora.layers)} of {len(source.info)} tensors merged with scale {args.scale:g}, "
         f"{target.num_bytes / 1e9:.2f} GB, sha256 of the tensors {digests['']}\n"

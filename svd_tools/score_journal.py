@@ -1,9 +1,10 @@
-"""What scoring found out about each video, kept on disk line by line, so that no video is scored twice."""
+"""The score of each video, kept on disk line by line so that no video is scored twice."""
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from data.motion import FARNEBACK, FLOW_SIDE, MAP_SIDE, SAMPLE_SECONDS
 from gm.errors import UserError
@@ -26,8 +27,8 @@ class Finding(NamedTuple):
 class Journal:
     """Findings by video path, appended to a file of JSON lines as they come in.
 
-    A line holds the file's size and time of change too: a video that has changed since is new. A half-written last
-    line (the process was killed) and all lines of another scoring method are dropped when the file is opened.
+    A line also holds the file's size and time of change, so that a video that has changed since counts as new. A last
+    line that is half-written because the process was killed, and all lines of another scoring method, are dropped.
     """
 
     def __init__(self, path: PathLike):
@@ -37,20 +38,17 @@ class Journal:
             UserError: the file cannot be read or written.
         """
         self._path = Path(path)
-        self._records: Dict[str, Dict[str, Any]] = {}
-        self._read()
+        self._records = {record["path"]: record for record in _read(self._path)}
         with atomic_file(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(_line(record) for record in ({"method": METHOD}, *self._records.values()))
+            file.writelines(json.dumps(record) + "\n" for record in ({"method": METHOD}, *self._records.values()))
 
     def find(self, name: str, path: PathLike) -> Optional[Finding]:
         """What is known about the video `name`, which lies at `path`; None if nothing, or if the file has changed."""
         record = self._records.get(name)
-        if record is None or record["stamp"] != _stamp(path):
-            return None
-        return Finding(**record["finding"])
+        return Finding(**record["finding"]) if record and record["stamp"] == _stamp(path) else None
 
     def add(self, name: str, path: PathLike, finding: Finding) -> None:
-        """Notes a finding, on the disk at once.
+        """Adds a finding, on the disk at once.
 
         Raises:
             UserError: the file cannot be written.
@@ -59,34 +57,26 @@ class Journal:
         self._records[name] = record
         try:
             with open_private(self._path, encoding="utf-8") as file:
-                file.write(_line(record))
+                file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason(error)}") from error
 
-    def _read(self) -> None:
-        try:
-            lines = read_text(self._path).splitlines() if self._path.exists() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {self._path}, which keeps the scores of earlier runs; remove it") from error
-        records = [record for record in map(_parsed, lines) if record is not None]
-        if records and records[0].get("method") == METHOD:
-            self._records = {record["path"]: record for record in records[1:]}
 
-
-def _line(record: Dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
-
-
-def _parsed(line: str) -> Optional[Dict[str, Any]]:
+def _read(path: Path) -> List[Dict[str, Any]]:
+    """The whole lines of a journal, if it is of today's method."""
     try:
-        return parse_json(line)
-    except ValueError:
-        return None
+        lines = read_text(path).splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}, which keeps the scores of earlier runs; remove it") from error
+    records = []
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            records.append(dict(parse_json(line)))
+    return records[1:] if records and records[0].get("method") == METHOD else []
 
 
-def _stamp(path: PathLike) -> Optional[list]:
-    try:
+def _stamp(path: PathLike) -> Optional[List[int]]:
+    with suppress(OSError):
         status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
+        return [status.st_size, status.st_mtime_ns]
+    return None

@@ -3,9 +3,9 @@
     python svd_tools/score_motion.py --videos clips --output clips/videos.csv
 
 Each row is path,length,motion_bucket_id,score,fps,width,height: frames, motion bucket (0..255, SVD's conditioning) and
-motion score (shortest sides per second; see data/motion.py, and data/motion_bucket.py for its mapping). Videos are
-scored in parallel. What is found out is kept beside the CSV file in a journal, so a run that was stopped goes on where
-it was, and a later one scores new and changed videos only. Broken videos are named and left out.
+motion score (shortest sides per second; see data/motion.py). Videos are scored in parallel. The results are kept beside
+the CSV file in a journal, so a run that was stopped goes on where it was, and a later one scores new and changed videos
+only. Broken videos are named and left out.
 """
 
 import logging
@@ -14,26 +14,25 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import cv2
+import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
-from data.motion import video_score
-from data.motion_bucket import motion_bucket
+from data.motion import MAX_BUCKET, motion_bucket, video_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir, require_writable
-from svd_tools.score_histogram import draw_histogram
+from gm.files import PathLike, atomic_file, make_output_dir, require_writable
 from svd_tools.score_journal import Finding, Journal
 
 logger = logging.getLogger(__name__)
@@ -43,6 +42,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 MORE_COLUMNS = ("score", "fps", "width", "height")
 IN_FLIGHT = 2  # videos handed out per worker, so that none waits for the next
+BUCKETS_PER_BAR = 8
+SCORE_TICKS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # shortest sides per second
+SIZE_INCHES, DOTS_PER_INCH = (8.0, 4.5), 120
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -119,28 +121,54 @@ def examine(path: Path) -> Finding:
         return Finding(error="its name is not UTF-8; rename it")
 
 
+def draw_histogram(scores: Sequence[float], num_dropped: int, path: PathLike) -> None:
+    """Draws the scores' histogram, those of the `num_dropped` stillest videos in grey, as a PNG file.
+
+    The axis below is the motion bucket, the one above the score: one is an even scale of the other.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        UserError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # optional; without pyplot's global state
+    from matplotlib.figure import Figure
+
+    buckets = [motion_bucket(score) for score in sorted(scores)]
+    dropped, kept = buckets[:num_dropped], buckets[num_dropped:]
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.hist(
+        [kept, dropped],
+        bins=np.arange(0, MAX_BUCKET + 2, BUCKETS_PER_BAR),
+        stacked=True,
+        color=["tab:blue", "darkgrey"],
+        label=[f"{len(kept)} videos", f"{len(dropped)} left out as static"],
+    )
+    median = float(np.median(kept))
+    axes.axvline(median, color="tab:orange", label=f"median {median:.0f}")
+    axes.set(xlabel="motion_bucket_id", ylabel="videos", xlim=(0, MAX_BUCKET + 1))
+    above = axes.secondary_xaxis("top")
+    above.set_xticks([motion_bucket(score) for score in SCORE_TICKS], [f"{score:g}" for score in SCORE_TICKS])
+    above.set_xlabel("motion score, shortest sides per second")
+    axes.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+
+
 def _parser() -> CommandParser:
     summary, _, details = __doc__.split("\n\n")
     parser = CommandParser(prog="score_motion.py", description=f"{summary} {details}")
-    parser.add_argument(
-        "--videos", required=True, type=str,
-        help="a folder, searched with all folders in it, or a CSV file with a column path",
-    )  # fmt: skip
-    parser.add_argument("--output", required=True, type=str, help="the CSV file to write")
-    parser.add_argument(
-        "--data_dir", default=None, type=Optional[str],
+    add = parser.add_argument
+    add("--videos", required=True, type=str, help="a folder, searched with all folders in it, or a CSV with a path")
+    add("--output", required=True, type=str, help="the CSV file to write")
+    add("--data_dir", default=None, type=Optional[str],
         help="folder that the paths in the CSV files start from (default: the folder given as --videos, or the one "
              "that its CSV file lies in); give the same to train.py as --train.dataset.init_args.data_dir",
     )  # fmt: skip
-    parser.add_argument(
-        "--drop_static", default=0.0, type=float,
-        help="leave out this share of the videos, 0 to 1, those that move least",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workers", default=0, type=int, help="processes that score videos side by side; 0: one per core"
-    )  # fmt: skip
-    parser.add_argument(
-        "--histogram", default=None, type=Optional[str],
+    add("--drop_static", default=0.0, type=float, help="share of the videos, 0 to 1, to leave out: the stillest")
+    add("--workers", default=0, type=int, help="processes that score videos side by side; 0: one per core")
+    add("--histogram", default=None, type=Optional[str],
         help="PNG file for the histogram of the scores (default: the CSV file's name with .png)",
     )  # fmt: skip
     return parser
@@ -172,29 +200,21 @@ def _examined(data_dir: Path, names: Sequence[str], workers: int) -> Iterator[Tu
         yield from ((name, examine(data_dir / name)) for name in names)
         return
     context = get_context("spawn")  # OpenCV's and the decoder's threads do not survive a fork
-    pending: Dict[Future, str] = {}
+    waiting, pending = list(reversed(names)), {}
     try:
         with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-            for name in names:
-                if len(pending) >= IN_FLIGHT * workers:
-                    yield from _done(pending)
-                pending[pool.submit(examine, data_dir / name)] = name
-            while pending:
-                yield from _done(pending)
+            while waiting or pending:
+                while waiting and len(pending) < IN_FLIGHT * workers:
+                    name = waiting.pop()
+                    pending[pool.submit(examine, data_dir / name)] = name
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    finding = future.result()
+                    yield pending.pop(future), finding
     except BrokenProcessPool as error:
         raise UserError(
             f"a worker process died while one of these was scored: {', '.join(pending.values())}; lower --workers if "
             "memory is short, or move the video away, and run the same command again: it goes on where it stopped"
         ) from error
-
-
-def _done(pending: Dict[Future, str]) -> List[Tuple[str, Finding]]:
-    """Waits for the next videos and takes them out of `pending`."""
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    results = [(pending[future], future.result()) for future in done]
-    for future in done:
-        del pending[future]
-    return results
 
 
 def _start_worker() -> None:
@@ -215,7 +235,7 @@ def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histo
     sound = {name: finding for name, finding in findings.items() if name not in broken}
     if not sound:
         raise UserError(f"--videos: all {len(broken)} videos are broken; nothing was written")
-    static = _stillest(sound, drop_static)
+    static = set(sorted(sound, key=lambda name: sound[name].score)[: math.floor(drop_static * len(sound))])
     rows = [
         (name, f.length, motion_bucket(f.score), f"{f.score:.6f}", f.fps, f.width, f.height)
         for name, f in sound.items()
@@ -232,10 +252,6 @@ def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histo
         logger.warning("no histogram: matplotlib is not installed (pip install matplotlib)")
     else:
         sys.stdout.write(f"wrote {histogram}\n")
-
-
-def _stillest(sound: Dict[str, Finding], share: float) -> Set[str]:
-    return set(sorted(sound, key=lambda name: sound[name].score)[: math.floor(share * len(sound))])
 
 
 if __name__ == "__main__":

@@ -10,15 +10,7 @@ from data.motion import SAMPLE_SECONDS, clip_score
 MAX_LEVEL = 255.0
 STATIC_FLOW = 0.25  # pixels from one frame to the next below which a place counts as standing still
 # Farnebäck's parameters (OpenCV's names) for flow at full resolution, frames of 100 to 600 rows.
-FARNEBACK = {
-    "pyr_scale": 0.5,
-    "levels": 4,
-    "winsize": 15,
-    "iterations": 3,
-    "poly_n": 5,
-    "poly_sigma": 1.1,
-    "flags": 0,
-}
+FARNEBACK = {"pyr_scale": 0.5, "levels": 4, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.1, "flags": 0}
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
@@ -77,13 +69,8 @@ def flicker(frames: np.ndarray, static: np.ndarray) -> float:
     return float(difference[static].mean()) if static.any() else float("nan")
 
 
-def rises_strictly(values: Sequence[float]) -> bool:
-    """Whether each value is larger than the one before it."""
-    return all(later > earlier for earlier, later in zip(values, values[1:]))
-
-
 def sharpness(frames: np.ndarray, reference: np.ndarray) -> float:
-    """Energy of fine detail (Laplacian of the grey picture) of frames, relative to a reference picture's.
+    """Energy of fine detail (Laplacian of the grey image) of frames, relative to a reference image's.
 
     Args:
         frames: (t, h, w, 3) uint8.
@@ -105,7 +92,7 @@ def contact_sheet(videos: Sequence[np.ndarray], columns: int, gap: int = 2) -> n
     Args:
         videos: clips, each (t, h, w, 3) uint8.
         columns: frames of each clip; the first and the last are among them.
-        gap: pixels between pictures.
+        gap: pixels between images.
 
     Returns:
         (H, W, 3) uint8.

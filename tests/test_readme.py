@@ -65,7 +65,8 @@ def test_links_lead_to_files(document):
 
 def test_files_that_the_readme_names_exist():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w/])(?:configs|examples|svd_tools|checkpoints|benchmarks)/[\w/]+\.\w+", text))
+    folders = "configs|examples|svd_tools|svd_tiny|checkpoints|benchmarks"
+    named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/]+\.\w+", text))
     assert {"configs/svd.yaml", "svd_tools/convert.py"} <= named
     missing = sorted(name for name in named if not (PROJECT / name).exists())
     assert not missing
@@ -75,7 +76,7 @@ def test_checkpoints_that_the_readme_names_are_those_that_the_configurations_lea
     """From-scratch training: each command starts from the file that the one before leaves."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8").split("\n### From scratch\n")[1].split("\n## ")[0]
     last = {}
-    for path in (PROJECT / "configs").glob("svd_tiny_train_*.yaml"):
+    for path in (PROJECT / "svd_tiny/configs").glob("*.yaml"):
         train_options = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
         last[train_options["output_dir"]] = train_options["max_steps"]
     named = re.findall(r"(output/\w+)/checkpoints/step_(\d{8})/", text)

@@ -9,9 +9,8 @@ from typing import Any, Iterator, List, Optional
 
 import numpy as np
 
-from data.frame_writers import write_gif
 from data.image_reader import find_images, fit_image, read_image
-from data.video_writer import write_video
+from data.video_writer import write_gif, write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine
 from gm.training.callbacks import Callback, TensorBoardLog, keep_training

@@ -1,13 +1,16 @@
 """The JSON files of a diffusers folder, from a network's shapes and its YAML.
 
-Shapes give widths, depths and where there is attention; the YAML gives what they do not tell: attention heads, the
-scale factor, the number of frames.
+diffusers_folder.json holds what is the same for every network, as the published folder has it. Shapes give widths,
+depths and where there is attention. The YAML gives what they do not tell: attention heads, the scale factor, the number
+of frames.
 """
 
 import inspect
+import json
 import logging
 import re
 from math import isqrt
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 from gm.config.factory import find_class, load_config
@@ -16,37 +19,23 @@ from gm.errors import UserError
 from gm.files import PathLike
 from svd_tools.conversion.diffusers_layout import diffusers_shapes
 from svd_tools.conversion.key_map import is_plain_decoder
-from svd_tools.conversion.targets import json_text
 
 Shape = Tuple[int, ...]
 _log = logging.getLogger(__name__)
 
-FORMAT_VERSION = "0.24.0"  # the first diffusers with StableVideoDiffusionPipeline
+TEMPLATES = Path(__file__).with_name("diffusers_folder.json")
+SCHEDULER = "scheduler/scheduler_config.json"
 ENGINE, VIDEO_UNET = "modules.video_model.VideoDiffusionEngine", "modules.video_unet.VideoUNet"
 IMAGE_TOWER = "gm.networks.clip.VisionTransformer"
 PLAIN_VAE, TEMPORAL_VAE = "AutoencoderKL", "AutoencoderKLTemporalDecoder"
 NORM_GROUPS = 32  # fixed in diffusers
 MIDDLE_BLOCKS = 2  # of the decoder; diffusers' temporal decoder has as many as `layers_per_block`
 CLIP_IMAGE_SIZE = 224  # to which diffusers' pipeline scales the image for CLIP, whatever the encoder's own size
-OPENAI_MEAN, OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
-SCHEDULER = {  # scheduler/scheduler_config.json as published
-    "_class_name": "EulerDiscreteScheduler",
-    "_diffusers_version": FORMAT_VERSION,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "sigma_max": 700.0,
-    "sigma_min": 0.002,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "trained_betas": None,
-    "use_karras_sigmas": True,
-}
+
+def templates() -> Dict[str, Dict[str, Any]]:
+    """Path inside the folder → what its JSON file holds for every network."""
+    return json.loads(TEMPLATES.read_text(encoding="utf-8"))
 
 
 def diffusers_texts(config_path: PathLike, wanted: Mapping[str, Shape]) -> Dict[str, str]:
@@ -66,15 +55,20 @@ def diffusers_texts(config_path: PathLike, wanted: Mapping[str, Shape]) -> Dict[
     vae_class = PLAIN_VAE if is_plain_decoder(wanted) else TEMPORAL_VAE
     engine = _with_defaults(ENGINE, options)
     clip = _image_encoder(shapes, _with_defaults(IMAGE_TOWER, options))
+    image_size = clip["image_size"]
     values = {
-        "model_index.json": _model_index(vae_class),
-        "scheduler/scheduler_config.json": SCHEDULER,
-        "feature_extractor/preprocessor_config.json": _feature_extractor(clip["image_size"]),
+        "model_index.json": {"vae": ["diffusers", vae_class]},
+        SCHEDULER: {},
+        "feature_extractor/preprocessor_config.json": {
+            "crop_size": {"height": image_size, "width": image_size},
+            "size": {"shortest_edge": image_size},
+        },
         "unet/config.json": _unet(shapes, _with_defaults(VIDEO_UNET, options), engine),
         "vae/config.json": _vae(shapes, vae_class, engine),
         "image_encoder/config.json": clip,
     }
-    return {path: json_text(value) for path, value in values.items()}
+    constants = templates()
+    return {p: json.dumps({**constants[p], **own}, indent=2, sort_keys=True) + "\n" for p, own in values.items()}
 
 
 def _with_defaults(target: str, options: Mapping[str, Mapping[str, Any]]) -> Dict[str, Any]:
@@ -86,47 +80,13 @@ def _with_defaults(target: str, options: Mapping[str, Mapping[str, Any]]) -> Dic
 
 def _targets(node: Any) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """Every `target` in a configuration, by this project's name for it, with its params; outer ones last."""
-    if isinstance(node, Mapping):
-        if "target" in node:
-            options = our_options(node["target"], dict(node.get("params") or {}))
-            yield from _targets(options)
-            yield our_target(node["target"]), options
-        else:
-            for value in node.values():
-                yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
+    if isinstance(node, Mapping) and "target" in node:
+        options = our_options(node["target"], dict(node.get("params") or {}))
+        yield from _targets(options)
+        yield our_target(node["target"]), options
+    elif isinstance(node, (Mapping, list, tuple)):
+        for value in node.values() if isinstance(node, Mapping) else node:
             yield from _targets(value)
-
-
-def _model_index(vae_class: str) -> Dict[str, Any]:
-    return {
-        "_class_name": "StableVideoDiffusionPipeline",
-        "_diffusers_version": FORMAT_VERSION,
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-        "vae": ["diffusers", vae_class],
-    }
-
-
-def _feature_extractor(image_size: int) -> Dict[str, Any]:
-    return {
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": OPENAI_MEAN,
-        "image_processor_type": "CLIPImageProcessor",
-        "image_std": OPENAI_STD,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": image_size},
-    }
 
 
 def _unet(shapes: Mapping[str, Shape], unet: Mapping[str, Any], engine: Mapping[str, Any]) -> Dict[str, Any]:
@@ -137,8 +97,6 @@ def _unet(shapes: Mapping[str, Shape], unet: Mapping[str, Any], engine: Mapping[
     mid = "unet/mid_block.attentions.0."
     embedding = shapes["unet/add_embedding.linear_1.weight"][1]
     return {
-        "_class_name": "UNetSpatioTemporalConditionModel",
-        "_diffusers_version": FORMAT_VERSION,
         "addition_time_embed_dim": embedding // 3,  # fps, motion bucket, noise augmentation
         "block_out_channels": widths,
         "cross_attention_dim": shapes[f"{mid}transformer_blocks.0.attn2.to_k.weight"][1],
@@ -149,7 +107,6 @@ def _unet(shapes: Mapping[str, Shape], unet: Mapping[str, Any], engine: Mapping[
         "num_frames": engine["num_frames"],
         "out_channels": shapes["unet/conv_out.weight"][0],
         "projection_class_embeddings_input_dim": embedding,
-        "sample_size": 96,
         "transformer_layers_per_block": _count(shapes, re.escape(mid) + r"transformer_blocks\.(\d+)\."),
         "up_block_types": up,
     }
@@ -164,15 +121,12 @@ def _vae(shapes: Mapping[str, Shape], class_name: str, engine: Mapping[str, Any]
         )
     config = {
         "_class_name": class_name,
-        "_diffusers_version": FORMAT_VERSION,
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "force_upcast": True,
         "in_channels": shapes["vae/encoder.conv_in.weight"][1],
         "latent_channels": shapes["vae/decoder.conv_in.weight"][1],
         "layers_per_block": depth,
         "out_channels": shapes["vae/decoder.conv_out.weight"][0],
-        "sample_size": 768,
         "scaling_factor": engine["scale_factor"],
     }
     if class_name == PLAIN_VAE:
@@ -188,19 +142,13 @@ def _image_encoder(shapes: Mapping[str, Shape], clip: Mapping[str, Any]) -> Dict
     if image_size != CLIP_IMAGE_SIZE:
         _log.warning(
             "the image encoder takes images of %d pixels; diffusers opens the folder, but its pipeline always gives %d",
-            image_size,
-            CLIP_IMAGE_SIZE,
-        )
+            image_size, CLIP_IMAGE_SIZE,
+        )  # fmt: skip
     return {
-        "architectures": ["CLIPVisionModelWithProjection"],
-        "hidden_act": "gelu",
         "hidden_size": width,
         "image_size": image_size,
         "intermediate_size": shapes[f"{vision}encoder.layers.0.mlp.fc1.weight"][0],
-        "layer_norm_eps": 1e-05,
-        "model_type": "clip_vision_model",
         "num_attention_heads": clip["heads"],
-        "num_channels": 3,
         "num_hidden_layers": _count(shapes, re.escape(vision) + r"encoder\.layers\.(\d+)\."),
         "patch_size": patch_size,
         "projection_dim": shapes["image_encoder/visual_projection.weight"][0],

@@ -1,35 +1,49 @@
-"""Published tensors as the diffusers layout's and back, and stand-ins for those that the layout lacks."""
+"""Published tensors as the diffusers layout's and back, and a network's tensors from whatever files there are."""
 
-from typing import Dict, List, Mapping, Tuple
+import logging
+from typing import Dict, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
 
+from gm.errors import UserError
+from gm.weights.checkpoint import compare_names
 from gm.weights.tensor_source import Raw, TensorInfo, decode
-from svd_tools.conversion.casts import cast, encode
+from svd_tools.conversion import lazy_tensor as lazy
 from svd_tools.conversion.key_map import (
     CLIP_PREFIX,
     CONV_1X1,
     EMBEDDER_VAE_PREFIX,
     FIRST_STAGE_PREFIX,
+    IMAGE_ENCODER,
     TRANSPOSED,
+    UNET,
+    UNET_PREFIX,
+    VAE,
     VISUAL_PREFIX,
     Place,
     diffusers_places,
     has_no_place,
     is_plain_decoder,
 )
-from svd_tools.conversion.lazy_tensor import (
-    LazyTensor,
-    Tensors,
-    identity_conv,
-    reshaped,
-    split,
-    stacked,
-    transposed,
-    zeros,
-)
+from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
+from svd_tools.conversion.weight_files import COMPONENTS, Weights
 
 Shape = Tuple[int, ...]
+_log = logging.getLogger(__name__)
+
+_PARTS = {
+    UNET_PREFIX: UNET,
+    FIRST_STAGE_PREFIX: VAE,
+    EMBEDDER_VAE_PREFIX: VAE,
+    VISUAL_PREFIX: IMAGE_ENCODER,
+}  # a source has all of a part or nothing of it
+_PREFIXES = {
+    "add_embedding.linear_1.weight": f"{UNET}/",
+    "decoder.time_conv_out.weight": f"{VAE}/",
+    "vision_model.embeddings.class_embedding": f"{IMAGE_ENCODER}/",
+    "input_blocks.0.0.weight": UNET_PREFIX,
+    "diffusion_model.input_blocks.0.0.weight": "model.",
+}  # a name that tells a part that was saved alone → what its names lack
 
 
 def diffusers_shapes(wanted: Mapping[str, Shape]) -> Dict[str, Shape]:
@@ -52,10 +66,10 @@ def to_diffusers(published: Tensors) -> Tensors:
     for name, place in diffusers_places(published).items():
         tensor = published[name]
         if place.layout == TRANSPOSED:
-            tensor = transposed(tensor)
+            tensor = lazy.transposed(tensor)
         elif place.layout == CONV_1X1:
-            tensor = reshaped(tensor, tensor.info.shape[:2])
-        parts = [tensor] if len(place.names) == 1 else split(tensor, len(place.names))
+            tensor = lazy.reshaped(tensor, tensor.info.shape[:2])
+        parts = [tensor] if len(place.names) == 1 else lazy.split(tensor, len(place.names))
         result.update(zip(full_names(place), parts))
     return result
 
@@ -70,11 +84,11 @@ def from_diffusers(tensors: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
         names = full_names(place)
         if not all(part in tensors for part in names):
             continue
-        tensor = stacked([tensors[part] for part in names])
+        tensor = lazy.stacked([tensors[part] for part in names])
         if place.layout == TRANSPOSED:
-            tensor = transposed(tensor)
+            tensor = lazy.transposed(tensor)
         elif place.layout == CONV_1X1:
-            tensor = reshaped(tensor, wanted[name])
+            tensor = lazy.reshaped(tensor, wanted[name])
         result[name] = tensor
     return result
 
@@ -91,6 +105,36 @@ def stand_ins(published: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
     return {name: _stand_in(name, wanted, published) for name in missing}
 
 
+def assemble(
+    weights: Weights, wanted: Mapping[str, Shape], base: Optional[Weights] = None, drop_extra: bool = False
+) -> Tensors:
+    """All wanted tensors, in the network's order: one content gives one hash, whichever way it came.
+
+    Args:
+        weights: the source: published names, the diffusers layout, or one part of either (a UNet alone).
+        wanted: the network's parameters, published name → shape.
+        base: supplies what the source lacks.
+        drop_extra: leaves out tensors that the network does not have, instead of refusing the source.
+
+    Raises:
+        UserError: missing, extra or misshapen tensors, all listed; a part alone without a base; a base without need.
+    """
+    have = _published(weights, wanted, drop_extra)
+    missing = [name for name in wanted if name not in have and not has_no_place(name)]
+    if base is not None:
+        if not missing and all(name in have for name in wanted):
+            raise UserError(f"--base: {weights.path} holds every tensor itself; leave --base out")
+        have = {**_published(base, wanted, drop_extra), **have}
+    elif missing and _parts(have):
+        raise UserError(
+            f"{weights.path} holds only the {' and the '.join(sorted(_parts(have)))}; "
+            "name a whole checkpoint with --base to supply the rest"
+        )
+    have.update(_fill(have, wanted))
+    compare_names(wanted, infos(have), what=str(base.path if base else weights.path))
+    return {name: have[name] for name in wanted}
+
+
 def _stand_in(name: str, wanted: Mapping[str, Shape], published: Tensors) -> LazyTensor:
     if name.startswith(FIRST_STAGE_PREFIX):
         layer = name[len(FIRST_STAGE_PREFIX) :]
@@ -98,14 +142,15 @@ def _stand_in(name: str, wanted: Mapping[str, Shape], published: Tensors) -> Laz
             return _with_quant_conv(layer.rpartition(".")[2], published)
         return published[EMBEDDER_VAE_PREFIX + layer]
     if name.startswith(CLIP_PREFIX):
-        return zeros(TensorInfo(published[VISUAL_PREFIX + "proj"].info.dtype, tuple(wanted[name])), "zeros (unused)")
+        dtype = published[VISUAL_PREFIX + "proj"].info.dtype
+        return lazy.zeros(TensorInfo(dtype, tuple(wanted[name])), "zeros (unused)")
     twin = FIRST_STAGE_PREFIX + name[len(EMBEDDER_VAE_PREFIX) :]
     if twin in published:
         return published[twin]
     dtype = published[FIRST_STAGE_PREFIX + "decoder.conv_in.weight"].info.dtype
     info = TensorInfo("F32", tuple(wanted[name]))
-    make = identity_conv if len(info.shape) == 4 else zeros
-    return cast(make(info, "identity (unused)"), dtype)
+    make = lazy.identity_conv if len(info.shape) == 4 else lazy.zeros
+    return lazy.cast(make(info, "identity (unused)"), dtype)
 
 
 def _with_quant_conv(kind: str, published: Tensors) -> LazyTensor:
@@ -119,7 +164,7 @@ def _with_quant_conv(kind: str, published: Tensors) -> LazyTensor:
         values = np.tensordot(matrix, _values(conv), axes=1)  # o c, c (i h w) -> o (i h w)
         if kind == "bias":
             values = values + _values(shift)
-        return encode(values, conv.info.dtype)
+        return lazy.encode(values, conv.info.dtype)
 
     return LazyTensor(conv.info, f"{conv.origin} with {quant.origin}", load)
 
@@ -134,3 +179,59 @@ def _shape_there(shape: Shape, place: Place) -> Shape:
     if place.layout == CONV_1X1:
         return tuple(shape[:2])
     return (shape[0] // len(place.names), *shape[1:])
+
+
+def _published(weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool) -> Tensors:
+    """A source's tensors under their published names; each part that it has is complete and of the right shapes."""
+    tensors = _with_part_prefix(weights.tensors)
+    parts = {name.partition("/")[0] for name in tensors} & set(COMPONENTS)
+    if parts:
+        expected = {n: s for n, s in diffusers_shapes(wanted).items() if n.partition("/")[0] in parts}
+    else:
+        present = _parts(tensors)
+        needed = {name for name in wanted if _part(name) in present and not has_no_place(name)}
+        expected = {name: shape for name, shape in wanted.items() if name in tensors or name in needed}
+    if drop_extra:
+        tensors = _without_extra(tensors, expected)
+    compare_names(expected or wanted, infos(tensors), what=str(weights.path))
+    if not parts:
+        return dict(tensors)
+    leftovers = {name: tensor for name, tensor in weights.leftovers.items() if name in wanted}
+    compare_names({name: wanted[name] for name in leftovers}, infos(leftovers), what=f"{weights.path}'s leftovers")
+    return {**from_diffusers(tensors, wanted), **leftovers}
+
+
+def _with_part_prefix(tensors: Tensors) -> Tensors:
+    """Names of a part that was saved alone as they are in a whole checkpoint or folder."""
+    prefix = next((prefix for mark, prefix in _PREFIXES.items() if mark in tensors), "")
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without_extra(tensors: Tensors, expected: Mapping[str, Shape]) -> Tensors:
+    extra = [name for name in tensors if name not in expected]
+    if extra:
+        _log.warning("--drop_extra: left out %d tensors that the network lacks: %s", len(extra), ", ".join(extra))
+    return {name: tensor for name, tensor in tensors.items() if name in expected}
+
+
+def _fill(have: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
+    """Stand-ins for what the diffusers layout lacks, where nothing better is at hand."""
+    if any(name not in have for name in wanted if not has_no_place(name)):
+        return {}
+    filled = stand_ins(have, wanted)
+    if filled:
+        _log.warning(
+            "%d tensors that the source lacks were filled in (the first stage's encoder, from the conditioner's; the "
+            "conditioner's decoder and CLIP's text tower, which nothing reads); --base takes them from a checkpoint",
+            len(filled),
+        )
+    return filled
+
+
+def _part(name: str) -> str:
+    return next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "")
+
+
+def _parts(published: Dict[str, object]) -> Set[str]:
+    """The parts of the network that a source has at least some of."""
+    return {_part(name) for name in published} - {""}

@@ -9,7 +9,7 @@ AutoencoderKLTemporalDecoder and of transformers' CLIPVisionModelWithProjection,
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Tuple
 
 UNET, VAE, IMAGE_ENCODER = "unet", "vae", "image_encoder"  # sub-folders of the diffusers layout
 
@@ -39,6 +39,16 @@ _UNET_ENDS = {
     "out.2": "conv_out",
 }
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_VAE_RULES = (  # applied in this order; up levels are counted from the other end beforehand
+    (r"^decoder\.conv_out\.time_mix_conv\.", "decoder.time_conv_out."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.(down|up)\.(\d+)\.", r".\1_blocks.\2."),
+    (r"\.(down|up)sample\.conv\.", r".\1samplers.0.conv."),
+    (r"\.block\.(\d+)\.", r".resnets.\1."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+)
 _CLIP_BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -84,14 +94,26 @@ def diffusers_places(published: Iterable[str]) -> Dict[str, Place]:
         UnknownName: a name that is neither mapped nor known to have no place.
     """
     names = list(published)
-    unet = _UnetBlocks(names)
-    vae_levels = _num_vae_levels(names)
-    plain_decoder = is_plain_decoder(names)
+    # The flat numbers of the UNet's blocks that end each level but the last, and the VAE's levels.
+    level_ends = {
+        "input": _indices(UNET_PREFIX, r"input_blocks\.(\d+)\.0\.op\.weight$", names),
+        "output": _indices(UNET_PREFIX, r"output_blocks\.(\d+)\.[12]\.conv\.weight$", names),
+    }
+    vae_levels = len(_indices(FIRST_STAGE_PREFIX, r"decoder\.up\.(\d+)\.", names))
+    temporal = not is_plain_decoder(names)
+    part_places = {
+        UNET_PREFIX: lambda name: Place(UNET, (_unet_name(name, level_ends),)),
+        VISUAL_PREFIX: _clip_place,
+        FIRST_STAGE_PREFIX: lambda name: _vae_place(name, vae_levels, temporal and name.startswith("decoder.")),
+        EMBEDDER_VAE_PREFIX: lambda name: _vae_place(name, vae_levels, False),
+    }
     places = {}
     for name in names:
-        place = _place(name, unet, vae_levels, plain_decoder)
-        if place is not None:
-            places[name] = place
+        if not has_no_place(name):
+            prefix = next((prefix for prefix in part_places if name.startswith(prefix)), None)
+            if prefix is None:
+                raise UnknownName(name)
+            places[name] = part_places[prefix](name[len(prefix) :])
     return places
 
 
@@ -116,137 +138,71 @@ def is_plain_decoder(published: Iterable[str]) -> bool:
     return FIRST_STAGE_PREFIX + "post_quant_conv.weight" in published
 
 
-def _place(name: str, unet: "_UnetBlocks", vae_levels: int, plain_decoder: bool) -> Optional[Place]:
-    if has_no_place(name):
-        return None
-    if name.startswith(UNET_PREFIX):
-        return Place(UNET, (unet.rename(name[len(UNET_PREFIX) :]),))
-    if name.startswith(VISUAL_PREFIX):
-        return _clip_place(name[len(VISUAL_PREFIX) :])
-    for prefix in (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX):
-        if name.startswith(prefix):
-            temporal = prefix == FIRST_STAGE_PREFIX and not plain_decoder
-            return _vae_place(name[len(prefix) :], vae_levels, temporal)
-    raise UnknownName(name)
+def _indices(prefix: str, pattern: str, names: Iterable[str]) -> List[int]:
+    """The different numbers that the pattern finds, sorted."""
+    matches = map(re.compile(re.escape(prefix) + pattern).match, names)
+    return sorted({int(match[1]) for match in matches if match})
 
 
-# ---------------------------------------------------------------------------------------------------------- UNet
+def _renamed(table: Mapping[str, str], name: str) -> str:
+    """A name whose part before `.weight` or `.bias` is looked up."""
+    stem, _, kind = name.rpartition(".")
+    if stem not in table:
+        raise UnknownName(name)
+    return f"{table[stem]}.{kind}"
 
 
-class _UnetBlocks:
-    """The flat numbering of the UNet's blocks, against diffusers' levels."""
-
-    def __init__(self, names: Iterable[str]):
-        down = re.compile(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.0\.op\.weight$")
-        up = re.compile(re.escape(UNET_PREFIX) + r"output_blocks\.(\d+)\.[12]\.conv\.weight$")
-        names = list(names)
-        self._downsamplers = _indices(down, names)  # input block that ends each level but the last
-        self._upsamplers = _indices(up, names)  # output block that holds the upsampler of each level but the last
-
-    def rename(self, name: str) -> str:
-        """A UNet parameter's name in diffusers."""
-        stem, _, kind = name.rpartition(".")
-        if stem in _UNET_ENDS:
-            return f"{_UNET_ENDS[stem]}.{kind}"
-        block = re.match(r"(input_blocks|output_blocks|middle_block)\.(\d+)\.(.+)$", name)
-        if not block:
-            raise UnknownName(name)
-        group, index, rest = block[1], int(block[2]), block[3]
-        if group == "middle_block":
-            where = "attentions.0" if index == 1 else f"resnets.{index // 2}"
-            return f"mid_block.{where}.{_layer(index % 2, rest)}"
-        submodule, rest = rest.split(".", 1)
-        if group == "input_blocks":
-            return self._down(index, int(submodule), rest)
-        return self._up(index, int(submodule), rest)
-
-    def _down(self, index: int, submodule: int, rest: str) -> str:
-        level = bisect_left(self._downsamplers, index)
-        if rest.startswith("op."):
-            return f"down_blocks.{level}.downsamplers.0.conv.{rest[3:]}"
-        first = self._downsamplers[level - 1] + 1 if level else 1  # input block 0 is the first convolution
-        return f"down_blocks.{level}.{_group(submodule)}.{index - first}.{_layer(submodule, rest)}"
-
-    def _up(self, index: int, submodule: int, rest: str) -> str:
-        level = bisect_left(self._upsamplers, index)
-        if rest.startswith("conv."):
-            return f"up_blocks.{level}.upsamplers.0.{rest}"
-        first = self._upsamplers[level - 1] + 1 if level else 0
-        return f"up_blocks.{level}.{_group(submodule)}.{index - first}.{_layer(submodule, rest)}"
+def _unet_name(name: str, level_ends: Mapping[str, List[int]]) -> str:
+    """A UNet parameter's name in diffusers, which counts blocks by level."""
+    block = re.match(r"(input|output|middle)_blocks?\.(\d+)\.(.+)$", name)
+    if not block or name.rpartition(".")[0] in _UNET_ENDS:
+        return _renamed(_UNET_ENDS, name)
+    half, index, rest = block[1], int(block[2]), block[3]
+    if half == "middle":
+        where = "attentions.0" if index == 1 else f"resnets.{index // 2}"
+        return f"mid_block.{where}.{_layer(index == 1, rest)}"
+    submodule, rest = rest.split(".", 1)
+    way, before = ("down", 1) if half == "input" else ("up", 0)  # input block 0 is the first convolution
+    level = bisect_left(level_ends[half], index)
+    if rest.startswith(("op.", "conv.")):
+        return f"{way}_blocks.{level}.{way}samplers.0.conv.{rest.partition('.')[2]}"
+    first = level_ends[half][level - 1] + 1 if level else before
+    group = "attentions" if submodule == "1" else "resnets"
+    return f"{way}_blocks.{level}.{group}.{index - first}.{_layer(submodule == '1', rest)}"
 
 
-def _indices(pattern: "re.Pattern[str]", names: Iterable[str]) -> List[int]:
-    return sorted({int(match[1]) for match in map(pattern.match, names) if match})
-
-
-def _group(submodule: int) -> str:
-    return "attentions" if submodule == 1 else "resnets"
-
-
-def _layer(submodule: int, rest: str) -> str:
-    """A parameter inside a ResBlock (submodule 0) or a transformer (1)."""
-    return _transformer_layer(rest) if submodule == 1 else _video_res_block(rest)
-
-
-def _video_res_block(rest: str) -> str:
+def _layer(in_transformer: bool, rest: str) -> str:
+    """A parameter inside a transformer or a video ResBlock."""
+    if in_transformer:
+        rest = re.sub(r"^time_pos_embed\.([02])\.", lambda m: f"time_pos_embed.linear_{1 + int(m[1]) // 2}.", rest)
+        return re.sub(r"^time_stack\.", "temporal_transformer_blocks.", rest)
     if rest.startswith("time_mixer."):
         return rest
-    block, layer = "spatial_res_block", rest
     if rest.startswith("time_stack."):
-        block, layer = "temporal_res_block", rest[len("time_stack.") :]
-    stem, _, kind = layer.rpartition(".")
-    if stem not in _RES_BLOCK:
-        raise UnknownName(rest)
-    return f"{block}.{_RES_BLOCK[stem]}.{kind}"
+        return f"temporal_res_block.{_renamed(_RES_BLOCK, rest[len('time_stack.') :])}"
+    return f"spatial_res_block.{_renamed(_RES_BLOCK, rest)}"
 
 
-def _transformer_layer(rest: str) -> str:
-    rest = re.sub(r"^time_pos_embed\.([02])\.", lambda m: f"time_pos_embed.linear_{1 + int(m[1]) // 2}.", rest)
-    return re.sub(r"^time_stack\.", "temporal_transformer_blocks.", rest)
-
-
-# ----------------------------------------------------------------------------------------------------------- VAE
-
-
-def _num_vae_levels(names: Iterable[str]) -> int:
-    levels = _indices(re.compile(re.escape(FIRST_STAGE_PREFIX) + r"decoder\.up\.(\d+)\."), names)
-    return len(levels)
-
-
-def _vae_place(name: str, levels: int, temporal_decoder: bool) -> Place:
+def _vae_place(name: str, levels: int, in_temporal_decoder: bool) -> Place:
     attention = re.match(r"(encoder|decoder)\.mid\.attn_1\.(\w+)\.(weight|bias)$", name)
     if attention:
         half, layer, kind = attention.groups()
         layout = CONV_1X1 if layer != "norm" and kind == "weight" else AS_IS
         return Place(VAE, (f"{half}.mid_block.attentions.0.{_VAE_ATTENTION[layer]}.{kind}",), layout)
-    half = name.partition(".")[0]
-    name = name.replace("decoder.conv_out.time_mix_conv.", "decoder.time_conv_out.")
-    name = re.sub(r"\.norm_out\.", ".conv_norm_out.", name)
-    name = re.sub(r"\.down\.(\d+)\.downsample\.conv\.", r".down_blocks.\1.downsamplers.0.conv.", name)
-    name = re.sub(r"\.up\.(\d+)\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.", name)
-    name = name.replace(".upsample.conv.", ".upsamplers.0.conv.")
-    block = re.match(r"(.*)\.(?:mid\.block_(\d)|(down\.\d+|up_blocks\.\d+)\.block\.(\d+))\.(.+)$", name)
-    if not block:
-        return Place(VAE, (name,))
-    stem, mid, level, index, rest = block.groups()
-    where = f"mid_block.resnets.{int(mid) - 1}" if mid else f"{level.replace('down.', 'down_blocks.')}.resnets.{index}"
-    layer = _temporal_decoder_block(rest) if temporal_decoder and half == "decoder" else _shortcut(rest)
-    return Place(VAE, (f"{stem}.{where}.{layer}",))
-
-
-def _temporal_decoder_block(rest: str) -> str:
-    if rest == "mix_factor":
-        return "time_mixer.mix_factor"
-    if rest.startswith("time_stack."):
-        return _video_res_block(rest)
-    return f"spatial_res_block.{_shortcut(rest)}"
-
-
-def _shortcut(rest: str) -> str:
-    return rest.replace("nin_shortcut.", "conv_shortcut.")
-
-
-# ---------------------------------------------------------------------------------------------------------- CLIP
+    name = re.sub(r"\.up\.(\d+)\.", lambda m: f".up.{levels - 1 - int(m[1])}.", name)
+    for pattern, replacement in _VAE_RULES:
+        name = re.sub(pattern, replacement, name)
+    block = re.match(r"(.*\.resnets\.\d+)\.(.+)$", name)
+    if block and in_temporal_decoder:
+        stem, layer = block.groups()
+        if layer.startswith("time_stack."):
+            layer = _layer(False, layer)
+        elif layer == "mix_factor":
+            layer = "time_mixer.mix_factor"
+        else:
+            layer = f"spatial_res_block.{layer}"
+        name = f"{stem}.{layer}"
+    return Place(VAE, (name,))
 
 
 def _clip_place(name: str) -> Place:
@@ -259,7 +215,4 @@ def _clip_place(name: str) -> Place:
     if block[2].startswith("attn.in_proj_"):
         kind = block[2][len("attn.in_proj_") :]
         return Place(IMAGE_ENCODER, tuple(f"{layer}.self_attn.{x}_proj.{kind}" for x in "qkv"))
-    stem, _, kind = block[2].rpartition(".")
-    if stem not in _CLIP_BLOCK:
-        raise UnknownName(VISUAL_PREFIX + name)
-    return Place(IMAGE_ENCODER, (f"{layer}.{_CLIP_BLOCK[stem]}.{kind}",))
+    return Place(IMAGE_ENCODER, (f"{layer}.{_renamed(_CLIP_BLOCK, block[2])}",))

@@ -1,10 +1,10 @@
 """What a conversion writes: one file, or a diffusers folder."""
 
-import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, List, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -14,10 +14,9 @@ from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
 from gm.weights.names import to_reference
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw
-from svd_tools.conversion.casts import DTYPES, cast, count_not_finite
 from svd_tools.conversion.diffusers_layout import to_diffusers
 from svd_tools.conversion.key_map import has_no_place, is_unused
-from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
+from svd_tools.conversion.lazy_tensor import DTYPES, Tensors, cast, count_not_finite, infos
 from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
 
 ALLOW_NONFINITE = "--allow_nonfinite"
@@ -43,6 +42,16 @@ class Target:
     def num_bytes(self) -> int:
         """Room that the target takes, up to the little that headers take."""
         return sum(ckpt_bytes(infos(tensors)) for tensors in self.files.values())
+
+
+def new_file(path: str, suffixes: Sequence[str]) -> Path:
+    """The path given as --out; raises a UserError unless it has one of the suffixes and nothing is there yet."""
+    out = Path(path)
+    if out.suffix not in suffixes:
+        raise UserError(f"--out: {out} should end in {' or '.join(suffixes)}")
+    if os.path.lexists(out):
+        raise UserError(f"--out: {out} exists already; remove it or name another file")
+    return out
 
 
 def single_file_target(path: Path, published: Tensors, dtype: str, leftovers: bool) -> Target:
@@ -98,7 +107,7 @@ def write_target(
     with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not show_progress) as bar:
 
         def write(path: Path, tensors: Tensors) -> str:
-            read = _Reader(tensors, bar, allow_nonfinite)
+            read = _reader(tensors, bar, allow_nonfinite)
             if path.suffix == ".ckpt":
                 return write_ckpt(path, infos(tensors), read)
             return write_safetensors(path, infos(tensors), read, metadata, late_metadata)
@@ -112,37 +121,32 @@ def write_target(
             return {name: write(folder / name, tensors) for name, tensors in target.files.items()}
 
 
-def json_text(value: object) -> str:
-    """A JSON file's content."""
-    return json.dumps(value, indent=2) + "\n"
-
-
 def _in_dtype(tensors: Tensors, dtype: str) -> Tensors:
     if dtype == KEEP:
         return tensors
     return {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
 
 
-class _Reader:
-    """Reads tensors one after the other, giving back the memory of the one before."""
+def _reader(tensors: Tensors, bar: tqdm, allow_nonfinite: bool) -> Callable[[str], Raw]:
+    """Reads tensors by name, one after the other; each gives back the memory of the one before."""
+    release: List[Callable[[], None]] = []
 
-    def __init__(self, tensors: Tensors, bar: tqdm, allow_nonfinite: bool):
-        self._tensors, self._bar, self._allow_nonfinite = tensors, bar, allow_nonfinite
-        self._previous: Optional[LazyTensor] = None
-
-    def __call__(self, name: str) -> Raw:
-        if self._previous:
-            self._previous.release()
-        self._previous = tensor = self._tensors[name]
+    def read(name: str) -> Raw:
+        while release:
+            release.pop()()
+        tensor = tensors[name]
         raw = tensor.load()
+        release.append(tensor.release)
         nan, infinite = count_not_finite(raw, tensor.info)
         if nan or infinite:
             found = f"{name} (from {tensor.origin}) has {nan} NaN and {infinite} infinite values"
-            if not self._allow_nonfinite:
+            if not allow_nonfinite:
                 raise UserError(
                     f"{found}: nothing is written; fetch or merge the weights again (fp16 holds numbers up to 65504 "
                     f"only, see --dtype), or write them as they are with {ALLOW_NONFINITE}"
                 )
             _log.warning("%s among %s", found, tensor.info.shape)
-        self._bar.update(tensor.info.num_bytes)
+        bar.update(tensor.info.num_bytes)
         return raw
+
+    return read

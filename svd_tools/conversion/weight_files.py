@@ -1,21 +1,32 @@
-"""Finding and opening what a conversion starts from: a file of any kind, or a diffusers folder."""
+"""What a conversion starts from: a file of any kind or a diffusers folder, opened, and the hashes of its files.
 
-from dataclasses import dataclass
+PyTorch is imported only when a pickle is opened. `weights_only=True` builds tensors and plain containers and refuses
+everything else, so code hidden in a file is never run.
+"""
+
+import ctypes
+import mmap
+import pickle
+import sys
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from gm.errors import UserError
-from gm.files import parse_json, read_text
-from gm.weights.checkpoint import is_torch_pickle, open_checkpoint
+from gm.files import parse_json, read_text, reason
+from gm.weights.checkpoint import file_sha256, is_torch_pickle, open_checkpoint
+from gm.weights.names import from_reference
+from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
 from svd_tools.conversion.key_map import IMAGE_ENCODER, UNET, VAE
-from svd_tools.conversion.lazy_tensor import Tensors, from_source
-from svd_tools.conversion.pickle_source import read_pickle
+from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
 
 COMPONENTS = (UNET, VAE, IMAGE_ENCODER)
 LEFTOVERS_FILE = "leftovers.safetensors"  # in a folder that this program wrote: what has no place in the layout
 _STEMS = {UNET: "diffusion_pytorch_model", VAE: "diffusion_pytorch_model", IMAGE_ENCODER: "model"}
 _PICKLE_STEMS = {**_STEMS, IMAGE_ENCODER: "pytorch_model"}
 _BUFFERS = ("position_ids",)  # constants that older programs saved among the weights
+_WRAPPERS = ("state_dict", "model", "module")  # where training programs put the weights
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,8 @@ class Weights:
     path: Path
     files: List[Path]
     tensors: Tensors
-    leftovers: Tensors
-    metadata: Mapping[str, str]
+    leftovers: Tensors = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,7 +68,7 @@ def open_weights(path: Path, variant: Optional[str] = None) -> Weights:
     """
     if not path.is_dir():
         tensors, metadata = _open_file(path, path.name)
-        return Weights(path, [path], tensors, {}, metadata)
+        return Weights(path, [path], tensors, metadata=metadata)
     tensors: Tensors = {}
     files: List[Path] = []
     for component, folder in _component_folders(path).items():
@@ -69,12 +80,56 @@ def open_weights(path: Path, variant: Optional[str] = None) -> Weights:
     if (path / LEFTOVERS_FILE).exists():
         files.append(path / LEFTOVERS_FILE)
         leftovers, _ = _open_file(path / LEFTOVERS_FILE, LEFTOVERS_FILE)
-    return Weights(path, files, tensors, leftovers, {})
+    return Weights(path, files, tensors, leftovers)
 
 
 def component_file(component: str) -> str:
     """The name of a component's weight file in a folder that this program writes."""
-    return _file_name(_STEMS[component], "safetensors", None)
+    return _file_name(_STEMS[component], "safetensors")
+
+
+def read_pickle(path: Path, label: str) -> Tensors:
+    """The tensors of a pickled checkpoint; in PyTorch's present format they stay in the file until they are read.
+
+    Raises:
+        UserError: PyTorch is missing, the file is damaged, holds anything but tensors, or would run code.
+    """
+    state, mapped = _load(path)
+    for key in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {name: value for name, value in named if hasattr(value, "data_ptr")}
+    if not tensors:
+        raise UserError(f"{path} holds no dictionary of tensors; save the model's state_dict")
+    return {from_reference(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
+
+
+class FileHashes:
+    """SHA-256 of files, computed in a thread while a conversion reads the same pages, so that no pass is added.
+
+    The thread ends with the program, also in the middle of a file.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._hashes: Dict[Path, str] = {}
+        self._error: Optional[UserError] = None
+        self._thread = threading.Thread(target=self._run, args=(files,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> Dict[Path, str]:
+        """File → hexadecimal hash, once all are known. Raises a UserError if a file could not be read."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._hashes
+
+    def _run(self, files: Sequence[Path]) -> None:
+        try:
+            self._hashes.update((path, file_sha256(path)) for path in files)
+        except OSError as error:
+            self._error = UserError(f"cannot read {error.filename}: {reason(error)}")
 
 
 def _open_file(path: Path, label: str) -> Tuple[Tensors, Mapping[str, str]]:
@@ -98,31 +153,27 @@ def _weight_files(folder: Path, component: str, variant: Optional[str]) -> List[
     """The weight files of one component: safetensors before pickles, one file or the shards of an index."""
     for stem, suffix in ((_STEMS[component], "safetensors"), (_PICKLE_STEMS[component], "bin")):
         for chosen in _variants(folder, stem, suffix, variant):
-            single = folder / _file_name(stem, suffix, chosen)
-            index = folder / _index_name(stem, suffix, chosen)
+            single = folder / _file_name(stem, chosen, suffix)
+            index = folder / _file_name(stem, suffix, "index", chosen, "json")
             if single.exists():
                 return [single]
             if index.exists():
                 return _shards(index)
-    name = _file_name(_STEMS[component], "safetensors", variant)
+    name = _file_name(_STEMS[component], variant or "", "safetensors")
     raise UserError(f"{folder} holds no weights: there is no {name}; check the folder and --variant")
 
 
-def _variants(folder: Path, stem: str, suffix: str, variant: Optional[str]) -> List[Optional[str]]:
+def _variants(folder: Path, stem: str, suffix: str, variant: Optional[str]) -> List[str]:
     """The variants to look for, in order: the one asked for; or none, then each that the folder has."""
     if variant:
         return [variant]
     singles = {p.name[len(stem) + 1 : -len(suffix) - 1] for p in folder.glob(f"{stem}.*.{suffix}")}
     indices = {p.name.split(".")[-2] for p in folder.glob(f"{stem}.{suffix}.index.*.json")}
-    return [None, *sorted(singles | indices)]
+    return ["", *sorted(singles | indices)]
 
 
-def _file_name(stem: str, suffix: str, variant: Optional[str]) -> str:
-    return f"{stem}.{variant}.{suffix}" if variant else f"{stem}.{suffix}"
-
-
-def _index_name(stem: str, suffix: str, variant: Optional[str]) -> str:
-    return f"{stem}.{suffix}.index.{variant}.json" if variant else f"{stem}.{suffix}.index.json"
+def _file_name(*parts: str) -> str:
+    return ".".join(filter(None, parts))
 
 
 def _shards(index: Path) -> List[Path]:
@@ -132,3 +183,60 @@ def _shards(index: Path) -> List[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read as a list of shards ({error}); fetch it again") from error
     return [index.parent / Path(name).name for name in names]
+
+
+def _load(path: Path) -> Tuple[Any, bool]:
+    """What the file holds, and whether its tensors are mapped from the file."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path} is a PyTorch pickle: reading it takes PyTorch; run `pip install torch`") from error
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True), False  # the old format is not mappable
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it holds more than tensors and may run code when it is opened; "
+            "get the weights as safetensors from a source that you trust"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a PyTorch file: {str(error).splitlines()[0]}") from error
+
+
+def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:
+    import torch
+
+    def load() -> memoryview:
+        flat = tensor.detach().contiguous().reshape(-1)
+        return memoryview(flat.view(torch.uint8).numpy())
+
+    def release() -> None:
+        if mapped:
+            _unload_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+    return LazyTensor(TensorInfo(_dtype_name(str(tensor.dtype)), tuple(tensor.shape)), origin, load, release)
+
+
+def _dtype_name(torch_name: str) -> str:
+    """ "torch.float32" → "F32"."""
+    dtype = torch_name.partition(".")[2].replace("e4m3fn", "e4m3").upper()
+    for word, letter in (("FLOAT", "F"), ("UINT", "U"), ("INT", "I")):
+        dtype = dtype.replace(word, letter)
+    if dtype not in ITEM_BYTES:
+        raise UserError(f"tensors of the type {torch_name} are not supported")
+    return dtype
+
+
+def _unload_pages(address: int, num_bytes: int) -> None:
+    """Takes pages mapped from a file out of this process's memory; reading them again fetches them from the file."""
+    if not sys.platform.startswith("linux"):
+        return
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + num_bytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

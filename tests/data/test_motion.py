@@ -5,8 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.motion import clip_score, video_score
-from data.motion_bucket import FULL_SCORE, motion_bucket, motion_score
+from data.motion import FULL_SCORE, clip_score, motion_bucket, motion_score, video_score
 from data.video_reader import VideoError, VideoReader
 from tests.data.synthetic_videos import pan, write_video
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.metadata_csv import read_metadata as read_rows_of
-from data.motion_bucket import motion_bucket
+from data.motion import motion_bucket
 from data.video_reader import VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError

@@ -5,8 +5,7 @@ from gm.errors import UserError
 from gm.weights.checkpoint import save_safetensors
 from gm.weights.lora_file import LowRank, read_lora, write_lora
 from svd_tools.conversion.key_map import UNET_PREFIX
-from svd_tools.conversion.lora_names import diffusers_layers, known_layers, parse_name
-from svd_tools.convert_lora import main, read_any_lora
+from svd_tools.convert_lora import diffusers_layers, known_layers, main, parse_name, read_any_lora
 from tests.reference import diffusers, published
 from tests.svd_tools.small_model import CONFIG, parameters, read_all
 

@@ -8,7 +8,7 @@ import pytest
 from gm.errors import UserError
 from gm.weights.checkpoint import file_sha256, open_checkpoint, save_safetensors
 from gm.weights.lora_file import LowRank, read_lora, write_lora
-from svd_tools.conversion.casts import to_bfloat16
+from svd_tools.conversion.lazy_tensor import to_bfloat16
 from svd_tools.merge_lora import main
 from tests.svd_tools.small_model import read_all
 

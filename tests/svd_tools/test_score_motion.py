@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.motion_bucket import motion_bucket
+from data.motion import motion_bucket
 from data.video_dataset import VideoDataset
 from gm.errors import UserError
 from svd_tools import score_motion

@@ -70,12 +70,6 @@ def test_flicker_counts_only_what_stands_still(texture):
     assert np.isnan(metrics.flicker(noisy, ~everywhere))
 
 
-def test_rises_strictly():
-    assert metrics.rises_strictly([1, 2, 3])
-    assert not metrics.rises_strictly([1, 2, 2])
-    assert not metrics.rises_strictly([1, 3, 2])
-
-
 def test_sharpness_falls_with_blur_and_grows_with_noise(texture):
     blurred = cv2.GaussianBlur(texture, (0, 0), 3)
     noise = np.random.default_rng(2).integers(0, 256, texture.shape).astype(np.uint8)

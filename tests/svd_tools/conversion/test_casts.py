@@ -6,8 +6,7 @@ import torch
 
 from gm.weights.safetensors_file import array_info
 from gm.weights.tensor_source import TensorInfo, decode
-from svd_tools.conversion.casts import cast, count_not_finite, to_bfloat16
-from svd_tools.conversion.lazy_tensor import LazyTensor
+from svd_tools.conversion.lazy_tensor import LazyTensor, cast, count_not_finite, to_bfloat16
 
 EDGES = np.array(
     [0, -0.0, 1e-40, -1e-45, 1.0039062, 1.01171875, 3.4e38, 6.6e4, 65519.9, 65520, 1e-8, np.inf, -np.inf, np.nan],

@@ -8,7 +8,7 @@ import torch
 
 from gm.errors import UserError
 from gm.weights.tensor_source import TensorInfo, decode
-from svd_tools.conversion.pickle_source import read_pickle
+from svd_tools.conversion.weight_files import read_pickle
 
 NORM = "model.diffusion_model.out.0.weight"
 
