@@ -127,7 +127,7 @@ def test_temporal_decoder(peer, engine, frames, height, width):
     z = np.random.default_rng(0).standard_normal((frames, 4, height, width)).astype(np.float32)
     with torch.no_grad():
         theirs = peer.vae.decode(torch.from_numpy(z), num_frames=frames).sample.numpy()
-    ours = engine.first_stage.load().decode(Tensor(z[None])).asnumpy()
+    ours = engine.first_stage.load().decode(Tensor(z[None])).asnumpy()[0]
     assert relative_error(ours, theirs) <= TOLERANCE
 
 
