@@ -35,10 +35,10 @@ def noises(height: int, width: int) -> Tuple[np.ndarray, np.ndarray]:
 
 def run_ours(args: argparse.Namespace, image: np.ndarray) -> np.ndarray:
     """The frames, (t, height, width, 3), uint8; made as `image_to_video.py` does it."""
-    from gm.backend.runtime import GRAPH_MODE, preferred_mode, set_mode, setup_runtime
+    from gm.backend.runtime import setup_runtime
     from modules.pipeline import SVDPipeline, to_pixels
 
-    runtime = setup_runtime(GRAPH_MODE, "CPU")
+    setup_runtime(None, "CPU")
     height, width = image.shape[:2]
     pipeline = SVDPipeline(
         CONFIG,
@@ -53,7 +53,6 @@ def run_ours(args: argparse.Namespace, image: np.ndarray) -> np.ndarray:
         min_cfg=SCALES[0],
         max_cfg=SCALES[1],
     )
-    set_mode(runtime, preferred_mode(runtime.device))
     return pipeline.animate(to_pixels(image), *noises(height, width), np.random.default_rng(0))[0]
 
 

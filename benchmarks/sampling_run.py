@@ -40,14 +40,13 @@ def measure(args: argparse.Namespace, start: float) -> None:
 
 def prepare_ours(args: argparse.Namespace) -> Callable[[], None]:
     """As `image_to_video.py` does it."""
-    from gm.backend.runtime import GRAPH_MODE, preferred_mode, set_mode, setup_runtime
+    from gm.backend.runtime import setup_runtime
     from image_to_video import animate, build_parser, build_pipeline
 
     flags = [f"--image={args.image}", f"--output_dir={args.folder}", f"--SVD.checkpoint={args.checkpoint}"]
     flags = build_parser().parse_args([*flags, f"--SVD.sampling_steps={args.sampling_steps}", f"--SVD.fps={FPS}"])
-    runtime = setup_runtime(GRAPH_MODE, flags.device_target)
+    runtime = setup_runtime(None, flags.device_target)
     pipeline = build_pipeline(flags)
-    runtime = set_mode(runtime, preferred_mode(runtime.device))
     return lambda: animate(pipeline, args.image, flags, runtime)
 
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict
 
@@ -38,14 +37,13 @@ def inputs(args: argparse.Namespace):
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    from gm.backend.runtime import eager_alone, setup_runtime
+    from gm.backend.runtime import setup_runtime
 
     name = args.child
     setup_runtime(MODES[name], "CPU")
     from mindspore import Tensor
 
-    from gm.backend.compile_cache import kept_compilation
-    from gm.backend.kernel_fusion import fused_kernels_inside
+    from gm.backend import operators
     from gm.config.factory import instantiate, load_config
     from gm.networks.layers import sinusoidal_embedding
     from gm.sampling.feature_cache import FeatureCache
@@ -56,17 +54,16 @@ def run_ours(args: argparse.Namespace) -> None:
     net = engine.network.load()
     x, c_noise, tokens, numbers = inputs(args)
     embedded = [sinusoidal_embedding(Tensor(numbers[:, i]), 256).asnumpy() for i in range(3)]
-    arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)), args.frames)
+    arguments = (Tensor(x), Tensor(c_noise), Tensor(tokens), Tensor(np.concatenate(embedded, axis=1)))
     cache = FeatureCache(net, interval=1 << 30)  # the very first step is a full one, the others are not
 
     def step() -> np.ndarray:
         if name == "cached":
             return cache(None, *arguments).asnumpy()
-        with kept_compilation(engine.network.build.node, arguments) if name == "kept" else nullcontext():
-            return net(*arguments).asnumpy()
+        return operators.current.call(net, engine.network.build.node, arguments).asnumpy()
 
-    contexts = {"pynative": eager_alone, "unfused": nullcontext}
-    with contexts.get(name, fused_kernels_inside)():
+    settings = {"fuse_kernels": name != "unfused", "compile_cache": name == "kept"}
+    with operators.inference(None, True, net, **settings):
         if name == "cached":
             step()  # the full one
         harness.measure_steps(step, start, args.steps)

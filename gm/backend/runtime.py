@@ -57,14 +57,6 @@ def setup_runtime(mode: Optional[int] = GRAPH_MODE, device_target: str = "auto",
     return Runtime(device, mode)
 
 
-def set_mode(runtime: Runtime, mode: int) -> Runtime:
-    """Changes the mode for what runs from here on."""
-    import mindspore as ms
-
-    ms.set_context(mode=mode)
-    return runtime._replace(mode=mode)
-
-
 def preferred_mode(device: str) -> int:
     """The mode that makes a video soonest: on Ascend networks are compiled, on CPU operators run one by one."""
     return GRAPH_MODE if device == "Ascend" else PYNATIVE_MODE
