@@ -135,7 +135,7 @@ def test_without_an_alpha_it_is_the_rank(tmp_path, known):
         ({f"unet.{THERE[TEMPORAL]}.lora_A.weight": (2, 32)}, "1 layers without an A or a B: model"),
         (
             {f"unet.{THERE[TEMPORAL]}.lora_A.weight": (2, 32), f"unet.{THERE[TEMPORAL]}.lora_B.weight": (32, 3)},
-            "1 layers whose A and B do not fit",
+            r"has A \(2, 32\) and B \(32, 3\), which are not \(r, in\) and \(out, r\)",
         ),
     ],
 )
