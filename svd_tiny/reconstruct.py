@@ -61,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = CommandParser(prog="reconstruct.py", description=__doc__)
     parser.add_argument("--images", type=str, required=True, help="a picture, or a folder of them")
     parser.add_argument("--checkpoint", type=str, required=True, help="the weights")
-    parser.add_argument("--svd_config", type=str, default="svd_tiny/configs/svd_tiny.yaml", help="the model's YAML file")
+    parser.add_argument("--svd_config", type=str, default="svd_tiny/configs/svd_tiny.yaml", help="the model")
     parser.add_argument("--height", type=int, default=256, help="pixels, a multiple of 64")
     parser.add_argument("--width", type=int, default=256, help="pixels, a multiple of 64")
     parser.add_argument("--limit", type=int, default=0, help="how many pictures of the folder, evenly spread; 0: all")
