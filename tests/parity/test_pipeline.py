@@ -110,8 +110,8 @@ def test_a_seed_gives_the_same_frames_in_both_modes(pipeline, image, frames_of_s
 
 @pytest.mark.parametrize("wanted", [None, False])
 def test_what_is_compiled_is_kept_unless_told_otherwise(peer, image, monkeypatch, wanted):
-    recipes = []
-    monkeypatch.setattr("gm.backend.compile_cache.kept_compilation", lambda recipe, inputs: recipes.append(recipe) or nullcontext())
+    recipes, where = [], "gm.backend.compile_cache.kept_compilation"
+    monkeypatch.setattr(where, lambda recipe, inputs: recipes.append(recipe) or nullcontext())
     SVDPipeline(CONFIG, peer.checkpoint, num_frames=1, sampling_steps=1, compile_cache=wanted)(image, 7)
     assert bool(recipes) == (wanted is None)
 
