@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from data.image_reader import open_image
 from data.mp4_writer import read_mp4_comment, write_mp4
 from gm.errors import UserError
-from gm.files import PathLike, atomic_dir, atomic_file, open_input, reason, reserved
+from gm.files import PathLike, atomic_dir, atomic_file, open_input, parse_json, reason, reserved
 
 GIF_MAX_FPS = 50  # viewers slow shorter delays than 20 ms down to 100 ms
 COMMENT_KEY = "Comment"  # registered PNG text keyword
@@ -134,7 +134,7 @@ def read_metadata(path: PathLike) -> Dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     try:
-        settings = json.loads(comment)
+        settings = parse_json(comment)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):

@@ -31,7 +31,7 @@ from data.motion import MAX_BUCKET, motion_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import atomic_file, make_output_dir
+from gm.files import atomic_file, make_output_dir, open_input
 from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,8 @@ def evaluate(args: Any) -> Dict[str, Any]:
     summary["seconds_per_clip"] = _mean(store.seconds) if store.seconds else None
     middle = sorted(args.buckets)[len(args.buckets) // 2]
     shown = [store.get(name, image, middle, 0).frames for name, image in list(images.items())[:SHEET_ROWS]]
-    Image.fromarray(contact_sheet(shown, SHEET_COLUMNS)).save(folder / "contact_sheet.png")
+    with atomic_file(folder / "contact_sheet.png") as temporary:
+        Image.fromarray(contact_sheet(shown, SHEET_COLUMNS)).save(temporary)
     return {"summary": summary, "clips": clips}
 
 
@@ -159,7 +160,7 @@ class ClipStore:
         fingerprint = hashlib.sha256(image.tobytes()).hexdigest()[:12]
         path = self.folder / f"{name}_{fingerprint}_bucket{bucket}_seed{seed}.npz"
         if path.exists():
-            with np.load(path) as arrays:
+            with open_input(path) as file, np.load(file) as arrays:
                 return Clip(arrays["frames"], arrays["latents"])
         start = time.perf_counter()
         clip = self.model.generate(image, bucket, seed)
