@@ -16,7 +16,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Iterable, Iterator, Union
+from typing import IO, Any, Iterable, Iterator, Sequence, Union
 
 from gm.errors import UserError
 
@@ -119,6 +119,14 @@ def require_writable(path: PathLike, flag: str) -> None:
         _require_replaceable(Path(path))
     except OSError as error:
         raise UserError(f"{flag}: cannot write {path}: {reason(error)}") from error
+
+
+def write_list(lines: Sequence[str]) -> Path:
+    """Writes what is too long for an error line into a new text file in the folder for temporary files."""
+    descriptor, path = tempfile.mkstemp(prefix="list-", suffix=".txt")
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return Path(path)
 
 
 def require_free_space(folder: PathLike, num_bytes: int, what: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from gm.errors import UserError
 from gm.files import PathLike
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.names import in_a_file
 from gm.weights.safetensors_file import save_safetensors
 from gm.weights.tensor_source import TensorInfo, TensorSource
 
@@ -54,19 +55,18 @@ class LoRA(NamedTuple):
         """Holds the LoRA against a checkpoint's tensors.
 
         Raises:
-            UserError: it was trained on another model: a summary on the first line, then every layer that the
-                checkpoint lacks or has in another shape.
+            UserError: it was trained on another model: every layer that the checkpoint lacks or has in another shape.
         """
         shapes = {name + WEIGHT: (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
         lines = []
         for name, shape in shapes.items():
             if name not in info:
-                lines.append(f"  missing: {name} {shape}")
+                lines.append(f"missing: {name} {shape}")
             elif info[name].shape != shape:
-                lines.append(f"  shape: {name} is {info[name].shape}, the LoRA is for {shape}")
+                lines.append(f"shape: {name} is {info[name].shape}, the LoRA is for {shape}")
         if lines:
             count = f"{len(lines)} of its {len(self.layers)} layers do not fit"
-            raise UserError("\n".join([f"{self.path} is a LoRA of another model: {count}", *lines]))
+            raise UserError(f"{self.path} is a LoRA of another model: {count}; {in_a_file(lines)}")
 
 
 def is_lora_name(name: str) -> bool:

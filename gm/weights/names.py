@@ -8,10 +8,11 @@ normalisation, `embedding_table` for an embedding's, and `conv3d` for the video 
 
 import re
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Tuple, Union
+from typing import Dict, Iterable, Mapping, Sequence, Tuple, Union
 
 from gm.config.factory import load_model
 from gm.errors import UserError
+from gm.files import write_list
 from gm.weights.tensor_source import TensorInfo
 
 Shape = Tuple[int, ...]
@@ -24,15 +25,18 @@ _NORM_FROM_REFERENCE = {"gamma": "weight", "beta": "bias"}
 _EMBEDDING, _REFERENCE_EMBEDDING = "token_embedding.weight", "token_embedding.embedding_table"
 _TIME_CONV, _REFERENCE_TIME_CONV = "decoder.conv_out.time_mix_conv.", "decoder.conv_out.conv3d."
 
-# What names tell about a checkpoint: the first whose mark stands in any name is said.
+# What names tell about a checkpoint, and whether convert.py reads such a one: the first whose mark stands in any name.
 _KINDS = (
-    ("spatial_res_block", "a UNet in the diffusers layout; svd_tools/convert.py converts it"),
-    ("vision_model.encoder.", "an image encoder in the transformers layout; svd_tools/convert.py converts it"),
-    ("down_blocks.", "in the diffusers layout; svd_tools/convert.py converts a folder of it"),
-    ("lora_", "a LoRA, which goes on top of a checkpoint"),
-    ("moment1.", "a training state with the optimizer's moments, not the weights alone"),
-    ("adam_m.", "a training state with the optimizer's moments, not the weights alone"),
+    ("lora_", "a LoRA, which goes on top of a checkpoint (the flag ending in lora)", False),
+    (".visual.vision_model.", "a checkpoint as ComfyUI saves it", True),
+    ("spatial_res_block", "a UNet in the diffusers layout", True),
+    ("vision_model.encoder.", "an image encoder in the transformers layout", True),
+    ("down_blocks.", "in the diffusers layout", True),
+    ("moment1.", "a training state with the optimizer's moments, not the weights alone", False),
+    ("adam_m.", "a training state with the optimizer's moments, not the weights alone", False),
 )
+_CONVERT = "; svd_tools/convert.py converts it"
+INLINE = 3  # differences that an error line shows; more are listed in a file
 _PLAIN_DECODER = "first_stage_model.post_quant_conv.weight"
 _TIME_STACK = ".time_stack."
 _UNET = "model.diffusion_model."
@@ -63,16 +67,19 @@ def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dic
     return load_model(config, flag=flag).parameter_shapes()
 
 
-def compare_names(wanted: Mapping[str, Shape], source_info: Mapping[str, TensorInfo], *, what: str) -> None:
+def compare_names(
+    wanted: Mapping[str, Shape], source_info: Mapping[str, TensorInfo], *, what: str, converting: bool = False
+) -> None:
     """Checks that a checkpoint has exactly the wanted tensors.
 
     Args:
         wanted: the network's parameters, name → shape.
         source_info: the checkpoint's tensors.
         what: the checkpoint in the message, usually its path.
+        converting: svd_tools/convert.py is what runs, so that it is no advice.
 
     Raises:
-        UserError: a summary and a guess at the checkpoint's kind on the first line, then every missing, extra and
+        UserError: a summary, a guess at the checkpoint's kind, and the file that lists every missing, extra and
             misshapen tensor on a line of its own.
     """
     missing = [name for name in wanted if name not in source_info]
@@ -82,20 +89,35 @@ def compare_names(wanted: Mapping[str, Shape], source_info: Mapping[str, TensorI
         return
     counts = ((len(missing), "missing"), (len(extra), "extra"), (len(misshapen), "of another shape"))
     summary = ", ".join(f"{count} {kind}" for count, kind in counts if count)
-    lines = [f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; "
-             f"it seems to be {checkpoint_kind(source_info, wanted)}"]  # fmt: skip
-    lines += [f"  missing: {name} {tuple(wanted[name])}" for name in missing]
-    lines += [f"  extra: {name} {source_info[name].shape}" for name in extra]
-    lines += [f"  shape: {name} is {source_info[name].shape}, {tuple(wanted[name])} is wanted" for name in misshapen]
-    raise UserError("\n".join(lines))
+    lines = [f"missing: {name} {tuple(wanted[name])}" for name in missing]
+    lines += [f"extra: {name} {source_info[name].shape}" for name in extra]
+    lines += [f"shape: {name} is {source_info[name].shape}, {tuple(wanted[name])} is wanted" for name in misshapen]
+    raise UserError(
+        f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; it seems to be "
+        f"{checkpoint_kind(source_info, wanted, converting)}; {in_a_file(lines)}"
+    )
 
 
-def checkpoint_kind(names: Iterable[str], wanted: Iterable[str]) -> str:
+def in_a_file(lines: Sequence[str]) -> str:
+    """The end of an error line: a few lines themselves, or the file in which they are all listed."""
+    return "; ".join(lines) if len(lines) <= INLINE else f"all {len(lines)} are listed in {write_list(lines)}"
+
+
+def kind_of_names(names: Iterable[str], converting: bool = False) -> str:
+    """What the names of a checkpoint's tensors tell about it, "" where they tell nothing."""
+    names = list(names)
+    for mark, kind, converted in _KINDS:
+        if any(mark in name for name in names):
+            return kind + (_CONVERT if converted and not converting else "")
+    return ""
+
+
+def checkpoint_kind(names: Iterable[str], wanted: Iterable[str], converting: bool = False) -> str:
     """What a checkpoint that does not fit seems to be, in words, judged by its names."""
     have, want = set(names), set(wanted)
-    for mark, kind in _KINDS:
-        if any(mark in name for name in have - want):
-            return kind
+    kind = kind_of_names(have - want, converting)
+    if kind:
+        return kind
     prefix = _common_prefix(have, want)
     if prefix:
         return f"a checkpoint whose names all begin with {prefix!r}; save it without that prefix"
@@ -107,7 +129,7 @@ def checkpoint_kind(names: Iterable[str], wanted: Iterable[str]) -> str:
     if unet and not any(_TIME_STACK in name for name in unet):
         return "an image model without temporal layers, such as Stable Diffusion"
     if have and have <= {name for name in want if name.startswith(_UNET)}:
-        return "a UNet alone; svd_tools/convert.py --base adds it to a checkpoint"
+        return "a UNet alone" + ("" if converting else "; svd_tools/convert.py --base adds it to a checkpoint")
     if not have & want:
         return "of another architecture: no tensor has a name that the network knows"
     if have == want:

@@ -131,7 +131,7 @@ def assemble(
             "name a whole checkpoint with --base to supply the rest"
         )
     have.update(_fill(have, wanted))
-    compare_names(wanted, infos(have), what=str(base.path if base else weights.path))
+    compare_names(wanted, infos(have), what=str(base.path if base else weights.path), converting=True)
     return {name: have[name] for name in wanted}
 
 
@@ -193,7 +193,7 @@ def _published(weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool) 
         expected = {name: shape for name, shape in wanted.items() if name in tensors or name in needed}
     if drop_extra:
         tensors = _without_extra(tensors, expected)
-    compare_names(expected or wanted, infos(tensors), what=str(weights.path))
+    compare_names(expected or wanted, infos(tensors), what=str(weights.path), converting=True)
     if not parts:
         return dict(tensors)
     leftovers = {name: tensor for name, tensor in weights.leftovers.items() if name in wanted}

@@ -12,6 +12,7 @@ from gm.errors import UserError
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.names import expected_parameters, to_reference
 from svd_tools import convert
+from tests.error_line import with_list
 
 CONFIG = Path(__file__).with_name("small.yaml")
 
@@ -54,10 +55,10 @@ def run_convert(source: Path, out_dir: Path, *flags: str, config: Path = CONFIG)
 
 
 def refusal(*args: Any, **kwargs: Any) -> str:
-    """The error that the same call of `convert.py` ends with."""
+    """The error that the same call of `convert.py` ends with, and what it lists."""
     with pytest.raises(UserError) as error:
         run_convert(*args, **kwargs)
-    return str(error.value)
+    return with_list(str(error.value))
 
 
 def read_all(path: Path) -> Dict[str, np.ndarray]:

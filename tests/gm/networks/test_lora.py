@@ -249,11 +249,11 @@ def test_a_lora_of_another_model_is_refused(checkpoint, tmp_path):
     write_lora(tmp_path / "other.safetensors", layers, {})
     with pytest.raises(UserError) as caught:
         MergedSource(open_checkpoint(checkpoint), read_lora(tmp_path / "other.safetensors"))
-    first, *rest = str(caught.value).splitlines()
-    assert first.endswith("other.safetensors is a LoRA of another model: 2 of its 3 layers do not fit")
+    kind, *rest = str(caught.value).split("; ")
+    assert kind.endswith("other.safetensors is a LoRA of another model: 2 of its 3 layers do not fit")
     assert rest == [
-        f"  shape: {LAYER}.weight is (32, 32), the LoRA is for (32, 64)",
-        f"  missing: {PREFIX}input_blocks.9.1.proj_in.weight (32, 32)",
+        f"shape: {LAYER}.weight is (32, 32), the LoRA is for (32, 64)",
+        f"missing: {PREFIX}input_blocks.9.1.proj_in.weight (32, 32)",
     ]
 
 

@@ -6,6 +6,7 @@ from gm.errors import UserError
 from gm.weights.checkpoint import compare_names
 from gm.weights.tensor_source import TensorInfo
 from tests import reference
+from tests.error_line import with_list
 
 
 def info_of(shapes):
@@ -15,7 +16,12 @@ def info_of(shapes):
 def mismatch(wanted, have):
     with pytest.raises(UserError) as error:
         compare_names(wanted, info_of(have), what="x.safetensors")
-    return str(error.value).splitlines()
+    return with_list(str(error.value)).splitlines()
+
+
+def test_few_differences_stand_in_the_line_itself():
+    (line,) = mismatch({"a": (1,), "b": (2,)}, {"a": (1,), "b": (3,)})
+    assert line.endswith("shape: b is (3,), (2,) is wanted")
 
 
 def test_equal_names_pass():
@@ -28,7 +34,7 @@ def test_every_missing_extra_and_misshapen_name_is_listed():
     summary, *lines = mismatch(wanted, have)
     assert summary.startswith("x.safetensors") and "20 missing, 30 extra, 1 of another shape" in summary
     assert len(lines) == 51
-    assert lines[0] == "  missing: w0 (0,)" and lines[-1] == "  shape: w59 is (1, 2), (59,) is wanted"
+    assert lines[0] == "missing: w0 (0,)" and lines[-1] == "shape: w59 is (1, 2), (59,) is wanted"
 
 
 def test_the_kind_of_a_checkpoint_that_does_not_fit():
