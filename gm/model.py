@@ -1,6 +1,6 @@
 """Latent diffusion as three parts over one checkpoint file: conditioning, denoising and decoding."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -44,6 +44,8 @@ class DiffusionEngine:
         feature_cache: the UNet is evaluated in full every so many times (:mod:`gm.sampling.feature_cache`); 1: always.
         tile_size: height and width in pixels that the autoencoder takes at once; larger images are encoded and
             decoded in overlapping tiles (:mod:`gm.networks.tiling`). 0: of any size.
+        progress: gives, for a title, what wraps the iteration over a part's steps; a bar at first.
+        watch: if set, is called with the conditioning and every guided estimate of the clean latents.
     """
 
     DEFERRED = ["network", "conditioner", "first_stage"]
@@ -64,6 +66,8 @@ class DiffusionEngine:
         self.backend: Dict[str, Any] = {}
         self.feature_cache = 1
         self.tile_size = 0
+        self.progress: Callable[[str], Callable] = progress_bar
+        self.watch: Optional[Callable[[Conditioning, np.ndarray], None]] = None
         self._cache: Optional[FeatureCache] = None
         self.conditioner = ModelPart(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
         self.network = ModelPart(network, "model.diffusion_model.", "UNet")
@@ -127,7 +131,9 @@ class DiffusionEngine:
         with self.network as network, inference(None, True, network, **self.backend):
             evaluate = _network_function(self.network, self._features_of(network))
             denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
-            return self.sampler(denoise, noise, rng, _progress("sampling"))
+            if self.watch is not None:
+                denoise = _watched(denoise, partial(self.watch, cond))
+            return self.sampler(denoise, noise, rng, self.progress("sampling"))
 
     def _features_of(self, network: nn.Cell) -> Optional[FeatureCache]:
         """The feature cache, if there is to be one: one for each network, because it is compiled once."""
@@ -154,8 +160,8 @@ class DiffusionEngine:
         with self.first_stage as autoencoder, inference(alone=True):
             rows = []
             for row in latents / np.float32(self.scale_factor):
-                parts = [row[start : start + chunk] for start in range(0, len(row), chunk)]
-                rows.append(np.concatenate([self._decoded(autoencoder, part) for part in _progress("decoding")(parts)]))
+                chunks = self.progress("decoding")([row[start : start + chunk] for start in range(0, len(row), chunk)])
+                rows.append(np.concatenate([self._decoded(autoencoder, part) for part in chunks]))
         return np.stack(rows)
 
     def _decoded(self, autoencoder: AutoencodingEngine, latents: np.ndarray) -> np.ndarray:
@@ -177,13 +183,18 @@ def _used_in_decoding(name: str) -> bool:
     return name.startswith(("decoder.", "post_quant_conv."))
 
 
-def _progress(title: str) -> Callable:
+def progress_bar(title: str) -> Callable:
     """A progress bar with the time left; none where standard error is no terminal."""
+    return partial(tqdm, desc=title, disable=None, leave=False)
 
-    def wrap(items):
-        return tqdm(items, desc=title, disable=None, leave=False)
 
-    return wrap
+def _watched(denoise: Callable, watch: Callable[[np.ndarray], None]) -> Callable:
+    def denoise_and_show(x: np.ndarray, sigma: float) -> np.ndarray:
+        estimate = denoise(x, sigma)
+        watch(estimate)
+        return estimate
+
+    return denoise_and_show
 
 
 def _network_function(part: ModelPart, cache: Optional[FeatureCache]) -> Callable:

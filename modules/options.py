@@ -5,9 +5,9 @@ from typing import Annotated, Dict, Literal, Optional, Tuple, Union
 
 from data.motion import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
-from gm.sampling.guidance import Scale
-from gm.sampling.samplers import MAX_STEPS, SAMPLERS
-from gm.sampling.schedules import SCHEDULES, Sigma
+from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
+from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler
+from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization, Sigma
 from modules.video_guidance import GUIDERS
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
@@ -128,3 +128,32 @@ class WeightOptions(Options):
 @dataclass
 class VideoOptions(WeightOptions, SamplingOptions, ClipOptions, FrameOptions):
     """Everything that a video is made with, beside the two files of the model."""
+
+
+def choose_sampler(current: Sampler, options: SamplingOptions) -> Sampler:
+    """The YAML's sampler with every part that the options name replaced.
+
+    Raises:
+        OptionError: options that contradict each other.
+    """
+    kind = SAMPLERS.get(options.sampler, type(current))
+    sampler = current if kind is type(current) else kind(current.discretization, current.guider, current.num_steps)
+    sampler.guider = _choose_guider(current.guider, options)
+    sampler.num_steps = options.sampling_steps or current.num_steps
+    schedule = SCHEDULES.get(options.schedule, type(current.discretization))
+    if not isinstance(current.discretization, schedule):
+        sampler.discretization = schedule(sigma_max=SVD_SIGMA_MAX) if schedule is EDMDiscretization else schedule()
+    return sampler
+
+
+def _choose_guider(current: Guider, options: SamplingOptions) -> Guider:
+    kind = GUIDERS.get(options.guider, type(current))
+    high = current.max_scale if options.max_cfg is None else options.max_cfg
+    low = current.min_scale if options.min_cfg is None else options.min_cfg
+    if kind is ConstantGuider:
+        low = high
+    if options.min_cfg not in (None, low):
+        raise OptionError("min_cfg: the constant guider has one scale; give max_cfg alone")
+    guider = kind(high, low)
+    guider.interval = tuple(options.guidance_interval or EVERY_SIGMA)
+    return guider

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Tuple, Union
@@ -14,18 +15,16 @@ from data.image_reader import fit_image
 from gm.config.factory import load_model
 from gm.config.values import OptionError, flags_below
 from gm.errors import UserError
-from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider
-from gm.sampling.samplers import SAMPLERS, Sampler
-from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization
+from gm.sampling.guidance import EVERY_SIGMA
 from gm.weights.checkpoint import file_sha256
 from modules.conditioning import conditioning_inputs
-from modules.options import TRAINED_FPS, ClipOptions, SamplingOptions, VideoOptions
-from modules.video_guidance import GUIDERS
+from modules.options import TRAINED_FPS, ClipOptions, VideoOptions, choose_sampler
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from modules.video_model import VideoDiffusionEngine
 
 FLAG = "--SVD."
+LOADED_WITH = ("lora", "lora_scale", "amp_level", "offload")
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +48,35 @@ class SVDPipeline(VideoOptions):
         with flags_below(FLAG):
             super().__init__(**options)
             self.engine = load_model(config, flag=f"{FLAG}config")
-            for name in ("num_frames", "height", "width"):
-                if getattr(self, name) is None:
-                    setattr(self, name, getattr(self.engine, name))
-            self.__post_init__()  # the model's may be no size of a video
-            self.engine.sampler = choose_sampler(self.engine.sampler, self)
+            self._yaml_sampler = self.engine.sampler
+            self._set(self)
+        self.checkpoint = Path(checkpoint)
+        self._load()
+
+    def update(self, **options: Any) -> None:
+        """Changes options of the videos to come; without them, nothing changes. None takes the model's value again.
+
+        Raises:
+            UserError: an option cannot be used, or concerns how the weights were loaded: that takes a new pipeline.
+        """
+        with flags_below(FLAG):
+            for name in [name for name in LOADED_WITH if options.get(name, getattr(self, name)) != getattr(self, name)]:
+                raise OptionError(f"{name}: the weights are loaded already; make a new pipeline for another value")
+            self._set(VideoOptions(**{**asdict(self), **options}))
+
+    def _set(self, options: VideoOptions) -> None:
+        """Takes all options, completed with the model's, or, where they contradict each other, none."""
+        values = {item.name: getattr(options, item.name) for item in fields(VideoOptions)}
+        for name in ("num_frames", "height", "width"):
+            if values[name] is None:
+                values[name] = getattr(self.engine, name)
+        VideoOptions(**values)  # the model's may be no size of a video
+        self.engine.sampler = choose_sampler(deepcopy(self._yaml_sampler), options)
+        vars(self).update(values)
         self.engine.tile_size, self.engine.feature_cache = self.tile_size, self.feature_cache
         self.engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
         if not TRAINED_FPS[0] <= self.fps <= TRAINED_FPS[1]:
             logger.warning("%sfps=%d is outside the range %d to %d of the training", FLAG, self.fps, *TRAINED_FPS)
-        self.checkpoint = Path(checkpoint)
-        self._load()
 
     def _load(self) -> None:
         from gm.networks.precision import amp_dtype
@@ -120,35 +137,6 @@ class SVDPipeline(VideoOptions):
             "dtype": str(self.engine.network.dtype).lower(),
             "lora": self.lora and Path(self.lora).name,
         }
-
-
-def choose_sampler(current: Sampler, options: SamplingOptions) -> Sampler:
-    """The YAML's sampler with every part that the options name replaced.
-
-    Raises:
-        OptionError: options that contradict each other.
-    """
-    kind = SAMPLERS.get(options.sampler, type(current))
-    sampler = current if kind is type(current) else kind(current.discretization, current.guider, current.num_steps)
-    sampler.guider = _choose_guider(current.guider, options)
-    sampler.num_steps = options.sampling_steps or current.num_steps
-    schedule = SCHEDULES.get(options.schedule, type(current.discretization))
-    if not isinstance(current.discretization, schedule):
-        sampler.discretization = schedule(sigma_max=SVD_SIGMA_MAX) if schedule is EDMDiscretization else schedule()
-    return sampler
-
-
-def _choose_guider(current: Guider, options: SamplingOptions) -> Guider:
-    kind = GUIDERS.get(options.guider, type(current))
-    high = current.max_scale if options.max_cfg is None else options.max_cfg
-    low = current.min_scale if options.min_cfg is None else options.min_cfg
-    if kind is ConstantGuider:
-        low = high
-    if options.min_cfg not in (None, low):
-        raise OptionError("min_cfg: the constant guider has one scale; give max_cfg alone")
-    guider = kind(high, low)
-    guider.interval = tuple(options.guidance_interval or EVERY_SIGMA)
-    return guider
 
 
 def draw_noise(

@@ -5,8 +5,7 @@ import pytest
 from gm.config.values import OptionError
 from gm.sampling import samplers, schedules
 from modules import video_guidance
-from modules.options import VideoOptions
-from modules.pipeline import choose_sampler
+from modules.options import VideoOptions, choose_sampler
 
 
 @pytest.mark.parametrize("value", [10**30, -1, 1e300, float("nan"), float("inf"), True, "many", None, [1]])

@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessor
 
 from gm.backend import winograd
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
+from gm.errors import UserError
 from modules.pipeline import SVDPipeline, to_pixels
 from tests.parity.peers import CONFIG
 
@@ -121,6 +122,22 @@ def test_offloading_changes_nothing(peer, image, frames_of_seed_7):
     assert all(stage.net is None for stage in offloaded.engine.parts)
     assert np.array_equal(offloaded(image, 7), frames_of_seed_7)
     assert all(stage.net is None for stage in offloaded.engine.parts)
+
+
+def test_options_can_be_changed_between_videos_and_the_estimates_watched(peer, image, frames_of_seed_7):
+    changed = SVDPipeline(CONFIG, peer.checkpoint, num_frames=2, sampling_steps=1, guider="constant", max_cfg=3.0)
+    before = changed.settings
+    wrong = {"fps": 0}, {"width": 100}, {"min_cfg": 1.0}, {"num_frames": 3, "offload": True}
+    for options, name in zip(wrong, ("fps", "width", "min_cfg", "offload")):
+        with pytest.raises(UserError, match=f"^--SVD.{name}: "):
+            changed.update(**options)
+        assert changed.settings == before
+    changed.update(num_frames=3, sampling_steps=2, guider=None, max_cfg=None)
+    seen = []
+    changed.engine.watch = lambda cond, latents: seen.append((cond.concat.shape, latents.shape))
+    assert np.array_equal(changed(image, 7), frames_of_seed_7)
+    height, width = changed.height // 8, changed.width // 8
+    assert seen == [((1, 4, height, width), (1, 3, 4, height, width))] * 2
 
 
 def test_guidance_halves_in_one_batch_or_in_turn(pipeline, image, frames_of_seed_7, monkeypatch):
