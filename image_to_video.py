@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
 from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
+from data.mp4_writer import require_ffmpeg
 from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
@@ -57,15 +58,17 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     flags = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     check_video_format(flags.output_format, flags.SVD.fps)
+    if flags.output_format == "mp4":
+        require_ffmpeg("--output_format=mp4")
     images = find_images(flags.image)
     failures: Dict[Path, UserError] = {}
-    for image in images:
-        with collect_errors(image, failures):
-            read_image(image, BACKGROUNDS[flags.background])
-    readable = [image for image in images if image not in failures]
-    if readable:
-        make_output_dir(flags.output_dir, "--output_dir")
-        with memory_limit(), explain_out_of_memory(REMEDIES):
+    with memory_limit(), explain_out_of_memory(REMEDIES):
+        for image in images:
+            with collect_errors(image, failures):
+                read_image(image, BACKGROUNDS[flags.background])
+        readable = [image for image in images if image not in failures]
+        if readable:
+            make_output_dir(flags.output_dir, "--output_dir")
             runtime = setup_runtime(flags.mode, flags.device_target)
             pipeline = build_pipeline(flags)
             for image in readable:
@@ -90,7 +93,7 @@ def raise_failures(failures: Dict[Path, UserError], num_images: int) -> NoReturn
     """One line for all images that failed."""
     reasons = [str(error) for error in failures.values()]
     if num_images == 1:
-        raise UserError(reasons[0])
+        raise next(iter(failures.values()))
     raise UserError(f"{len(failures)} of {num_images} images failed: {'; '.join(reasons)}")
 
 
@@ -112,13 +115,13 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
     """Image file to video file; returns the video's path, named after the image, the time and the seed.
 
     Raises:
-        UserError: no room for the video, or it cannot be written.
+        UserError: no room for the video, or a name that it cannot have, before it is made; or it cannot be written.
     """
     frame_bytes = pipeline.num_frames * pipeline.height * pipeline.width * 3
     require_free_space(flags.output_dir, frame_bytes, "the video")
-    frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
     stem = f"{image.stem[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
     with new_video_path(flags.output_dir, stem, flags.output_format) as path:
+        frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
         write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
     return path
 

@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".p
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 UINT16_MAX = 65535
+MAX_PIXELS = 100_000_000  # of an image: twice those of most cameras, and below 2 GiB whatever its samples are
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 DECODER_ERRORS = (
@@ -87,14 +88,14 @@ def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["w
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large files and odd tags; both are dealt with here
             with open_input(path) as file, open_image(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
                 return _decode(image, path, background)
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read the image {path}: {_not_an_image(path)}") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
-        raise UserError(
-            f"cannot read the image {path}: it has more than {limit:.0f} million pixels; shrink it"
-        ) from error
+        problem = f"it has more than {MAX_PIXELS // 10**6} million pixels; shrink it"
+        raise UserError(f"cannot read the image {path}: {problem}") from error
     except MemoryError as error:
         raise UserError(f"cannot read the image {path}: not enough memory to decode it; shrink it") from error
     except OSError as error:
@@ -162,7 +163,8 @@ def _decode(file: Image.Image, path: Path, background: Tuple[int, int, int]) -> 
     file.load()
     profile = file.info.get("icc_profile")
     transparency = file.info.get("transparency")
-    image = ImageOps.exif_transpose(file)
+    ImageOps.exif_transpose(file, in_place=True)
+    image = file
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep_grey(image, transparency, path)
     elif image.mode in ("LA", "La", "PA", "RGBa") or transparency is not None:
@@ -189,7 +191,9 @@ def _from_deep_grey(image: Image.Image, transparency: object, path: Path) -> Ima
             f"cannot read the image {path}: its samples run from {values.min():g} to {values.max():g} "
             f"where 0 to {top} is expected; save it as 8-bit or 16-bit PNG"
         )
-    grey = Image.fromarray(np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8))
+    scaled = values.astype(np.float32)
+    scaled *= 255 / top
+    grey = Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
     if not isinstance(transparency, int):
         return grey
     alpha = Image.fromarray(np.where(values == transparency, 0, 255).astype(np.uint8))

@@ -61,6 +61,11 @@ def read_mp4_comment(path: PathLike) -> str:
     return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.DOTALL) if match else ""
 
 
+def require_ffmpeg(flag: str) -> None:
+    """Raises a UserError, which names the flag that asks for it, unless ffmpeg starts."""
+    _run_ffmpeg(["-version"], flag)
+
+
 def _run_ffmpeg(arguments: List[str], failure: str, frames: bytes = b"") -> bytes:
     """Runs ffmpeg with `frames` on its standard input; returns its standard output.
 

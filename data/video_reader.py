@@ -67,8 +67,8 @@ class VideoReader:
         try:
             with self._explained():
                 self._stream = self._container.streams.best("video")
-                if self._stream is None:
-                    raise VideoError(f"{self.path}: holds no video")
+                if self._stream is None or self._stream.codec_context is None:  # of an unknown codec
+                    raise VideoError(f"{self.path}: holds no video of a known kind")
                 self._stream.codec_context.thread_count = threads
                 first = next(self._decode(), None)
             if first is None:

@@ -11,8 +11,18 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 EXIT_USAGE = 2  # what argparse and POSIX utilities return for unusable arguments or input
 
 
+MOST_CHARACTERS = 480  # of a line; of a longer one beginning and end are shown, which name the place and the remedy
+
+
 class UserError(Exception):
     """A failure whose message is all that the user needs: shown on one line, without a traceback."""
+
+
+def shown(line: str) -> str:
+    """A line as the screen gets it: no character of it moves the cursor or starts a new one, and it has an end."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} … {line[-half:]}"
 
 
 def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[Sequence[str]] = None) -> NoReturn:
@@ -32,12 +42,12 @@ def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[
         if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
             raise UserError(f"the standard output cannot be written: {out.failure.strerror}; all files are written")
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(str(error))}\n")
         sys.exit(EXIT_USAGE)
     except OSError as error:
         if error.filename is None:
             raise
-        sys.stderr.write(f"error: cannot use {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"error: {shown(f'cannot use {error.filename}: {error.strerror}')}\n")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -16,7 +16,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Iterable, Iterator, Sequence, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, NoReturn, Sequence, Tuple, Union
 
 from gm.errors import UserError
 
@@ -69,26 +69,53 @@ def open_private(path: PathLike, mode: str = "a", **options: Any) -> IO:
     return _opened(descriptor, path, mode, options)
 
 
-def read_text(path: PathLike) -> str:
+def read_text(path: PathLike, most: int = MAX_TEXT_BYTES) -> str:
     """A UTF-8 text file's content.
 
     Raises:
-        OSError: see :func:`open_input`; or it has more than `MAX_TEXT_BYTES` bytes.
-        UnicodeDecodeError: it is no UTF-8 text.
+        OSError: see :func:`open_input`; or it has more than `most` bytes, or is no UTF-8 text.
     """
     with open_input(path) as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
-    if len(content) > MAX_TEXT_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT_BYTES >> 20} MiB", os.fspath(path))
-    return content.decode("utf-8").replace("\r\n", "\n")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20} MiB", os.fspath(path))
+    try:
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, "it is no UTF-8 text", os.fspath(path)) from error
+
+
+def read_lines(path: PathLike) -> Iterator[str]:
+    """The lines of a text file of any length, such as a log, which a killed process may have left with a broken last
+    one: what is no UTF-8 is replaced, and a line of more than `MAX_TEXT_BYTES` characters comes in parts.
+
+    Raises:
+        OSError: see :func:`open_input`.
+    """
+    with open_input(path, "r", encoding="utf-8", errors="replace") as file:
+        yield from iter(lambda: file.readline(MAX_TEXT_BYTES), "")
 
 
 def parse_json(text: Union[str, bytes]) -> Any:
-    """What a JSON text says. Raises ValueError for one that is no JSON, is nested too deep or has endless numbers."""
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, has endless numbers or NaN, or names a key twice.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("it names a key twice")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def make_output_dir(path: PathLike, flag: str) -> Path:
@@ -191,7 +218,7 @@ def reserved(paths: Iterable[Path]) -> Iterator[Path]:
         digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()
         marker = path.with_name(f".{path.stem[:STEM_LENGTH]}.tmp-{digest[:16]}")
         try:
-            descriptor = None if os.path.lexists(path) else _create(marker, folder=False)
+            descriptor = None if _exists(path) else _create(marker, folder=False)
         except FileExistsError:
             continue
         except OSError as error:
@@ -205,6 +232,15 @@ def reserved(paths: Iterable[Path]) -> Iterator[Path]:
         finally:
             _remove(marker, folder=False)
             os.close(descriptor)
+
+
+def _exists(path: Path) -> bool:
+    """Whether a name is taken, be it by a broken link. Raises OSError for one that no file can have."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def remove_dir(path: Path) -> None:

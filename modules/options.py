@@ -19,6 +19,7 @@ Frames = Annotated[int, Range(1, MAX_FRAMES)]
 Size = Annotated[int, Range(SIZE_MULTIPLE, 8192, SIZE_MULTIPLE)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Share = Annotated[float, Range(0, 1)]
+LoRAScale = Annotated[float, Range(-100, 100)]
 
 
 @dataclass
@@ -100,7 +101,7 @@ class WeightOptions(Options):
 
     lora: Optional[str] = None
     """a LoRA file of train.py's, merged into the UNet while it is loaded"""
-    lora_scale: Annotated[float, Range(-100, 100)] = 1.0
+    lora_scale: LoRAScale = 1.0
     """how strongly the LoRA acts; 1 as it was trained, 0 not at all"""
     amp_level: Literal["auto", "O0", "O2"] = "auto"
     """O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend and O0 on

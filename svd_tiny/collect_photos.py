@@ -13,7 +13,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Annotated, Optional, Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config.command_parser import CommandParser
+from gm.config.values import Range
 from gm.errors import UserError, run_command
 from gm.files import PathLike, atomic_file, make_output_dir
 from svd_tiny.photo_sources import SOURCES, PhotoSource, read_photo_sources
@@ -84,10 +85,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = CommandParser(prog="collect_photos.py", description=__doc__)
     parser.add_argument("--packages", type=str, required=True, help="folder of unpacked packages, PACKAGE/usr/share/…")
     parser.add_argument("--output_dir", type=str, required=True, help="folder to write train/ and eval/ to")
-    parser.add_argument("--max_side", type=int, default=1600, help="pixels on the longer side, at most")
+    side = Annotated[int, Range(64, 16384)]
+    parser.add_argument("--max_side", type=side, default=1600, help="pixels on the longer side, at most")
     args = parser.parse_args(argv)
-    if args.max_side < 64:
-        raise UserError(f"--max_side: {args.max_side} is too small; use 64 or more")
     output_dir = make_output_dir(args.output_dir, "--output_dir")
     sources = read_photo_sources()
     count = collect_photos(args.packages, output_dir, args.max_side, sources)

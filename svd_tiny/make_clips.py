@@ -15,9 +15,10 @@ import logging
 import multiprocessing
 import os
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Annotated, Any, Dict, List, Literal, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -30,8 +31,9 @@ from data.motion import motion_bucket, video_score
 from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
+from gm.config.values import Range
 from gm.errors import UserError, run_command
-from gm.files import atomic_file, make_output_dir, parse_json, read_text
+from gm.files import atomic_file, make_output_dir, open_input, parse_json, read_text, reason
 from svd_tiny.clip_plan import ClipPlan, film, parse_weights, plan_clips
 from svd_tiny.clip_renderer import CELL, ClipSize
 from svd_tiny.photos import SPLITS, find_photos
@@ -40,6 +42,7 @@ from svd_tools.video_metrics import mean_flow
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
+MAX_CLIPS, MAX_CLIP_PIXELS = 100_000, 1 << 27
 CLIP_COLUMNS = ("path", "length", "motion_bucket_id", "fps", "photo", "move", "speed")
 
 
@@ -69,8 +72,12 @@ def write_clip(frames: np.ndarray, plan: ClipPlan, path: Path, fps: float) -> No
 def measure_bucket(path: Path) -> int:
     """The motion bucket of a clip's file, as score_motion.py measures it."""
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return motion_bucket(mean_flow(arrays["frames"], float(arrays["fps"])))
+        try:
+            with open_input(path) as file, np.load(file) as arrays:
+                return motion_bucket(mean_flow(arrays["frames"], float(arrays["fps"])))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            problem = reason(error) if isinstance(error, OSError) else "it is no clip"
+            raise UserError(f"--output_dir: cannot read {path}: {problem}; remove it") from error
     with VideoReader(path) as reader:
         return motion_bucket(video_score(reader) if reader.num_frames > 1 else 0.0)
 
@@ -120,42 +127,31 @@ def check_settings(folder: Path, settings: Dict[str, Any]) -> None:
 def build_parser() -> CommandParser:
     """The command's flags."""
     parser = CommandParser(prog="make_clips.py", description=__doc__)
-    parser.add_argument("--photos", type=str, required=True, help="folder of photographs, with subfolders")
-    parser.add_argument("--output_dir", type=str, required=True, help="folder to write the clips to")
-    parser.add_argument("--split", type=str, default="train", help=f"which photographs: {', '.join(SPLITS)}")
-    parser.add_argument("--clips", type=int, default=2000, help="how many clips")
-    parser.add_argument("--height", type=int, default=144, help="pixels, a multiple of 8")
-    parser.add_argument("--width", type=int, default=256, help="pixels, a multiple of 8")
-    parser.add_argument("--frames", type=int, default=14, help="frames a clip")
-    parser.add_argument("--fps", type=float, default=7, help="frames per second")
-    parser.add_argument("--min_speed", type=float, default=0.003, help="shortest sides of the frame per second")
-    parser.add_argument("--max_speed", type=float, default=0.25, help="shortest sides of the frame per second")
-    parser.add_argument("--moves", type=str, default="", help='weights, such as "zoom_in=2,pan=1"; default: all kinds')
-    parser.add_argument("--format", type=str, default="mp4", help="mp4, or npz (frames as they were rendered)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other clips")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each core")
+    add, count, speed = parser.add_argument, Annotated[int, Range(1, MAX_CLIPS)], Annotated[float, Range(1e-6, 1)]
+    side = Annotated[int, Range(2 * CELL, 2048, 2 * CELL)]
+    add("--photos", type=str, required=True, help="folder of photographs, with subfolders")
+    add("--output_dir", type=str, required=True, help="folder to write the clips to")
+    add("--split", type=Literal[SPLITS], default="train", help="which photographs")
+    add("--clips", type=count, default=2000, help="how many clips")
+    add("--height", type=side, default=144, help="pixels, a multiple of 8")
+    add("--width", type=side, default=256, help="pixels, a multiple of 8")
+    add("--frames", type=Annotated[int, Range(1, 256)], default=14, help="frames a clip")
+    add("--fps", type=Annotated[float, Range(0.1, 240)], default=7, help="frames per second")
+    add("--min_speed", type=speed, default=0.003, help="shortest sides of the frame per second")
+    add("--max_speed", type=speed, default=0.25, help="shortest sides of the frame per second")
+    add("--moves", type=str, default="", help='weights, such as "zoom_in=2,pan=1"; default: all kinds')
+    add("--format", type=Literal["mp4", "npz"], default="mp4", help="npz: frames as they were rendered")
+    add("--seed", type=Annotated[int, Range(0, 2**63 - 1)], default=0, help="another seed makes other clips")
+    add("--workers", type=Annotated[int, Range(0, 256)], default=0, help="processes; 0: one for each core")
     return parser
 
 
 def check_args(args: Any) -> None:
-    """Raises a UserError for a flag out of its range."""
-    if args.split not in SPLITS:
-        raise UserError(f"--split: {args.split} is none of {', '.join(SPLITS)}")
-    if args.format not in ("mp4", "npz"):
-        raise UserError(f"--format: {args.format} is none of mp4, npz")
-    for flag in ("height", "width"):
-        size = getattr(args, flag)
-        if size < 8 or size % (2 * CELL):
-            raise UserError(f"--{flag}: {size} is no multiple of {2 * CELL}; use 144 or 256, for example")
-    for flag, least in (("clips", 1), ("frames", 1), ("seed", 0), ("workers", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag}: {getattr(args, flag)} is too small; use {least} or more")
-    if not 0 < args.fps <= 240:
-        raise UserError(f"--fps: {args.fps} lies outside 0..240; use 7, for example")
-    if not 0 < args.min_speed <= args.max_speed <= 1:
-        raise UserError(
-            f"--min_speed, --max_speed: {args.min_speed} and {args.max_speed}; they must rise and lie in 0..1"
-        )
+    """Raises a UserError for flags that do not go together."""
+    if args.height * args.width * args.frames > MAX_CLIP_PIXELS:
+        raise UserError(f"--height, --width, --frames: a clip of more than {MAX_CLIP_PIXELS} pixels; lower one of them")
+    if args.min_speed > args.max_speed:
+        raise UserError(f"--min_speed, --max_speed: {args.min_speed:g} and {args.max_speed:g}; they must rise")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

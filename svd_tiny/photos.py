@@ -12,6 +12,7 @@ from gm.errors import UserError
 from gm.files import PathLike
 
 SPLITS = ("train", "eval", "all")
+MAX_ASPECT = 20
 HELD_OUT_SHARE = 16  # one photograph in sixteen is held out
 
 
@@ -66,10 +67,12 @@ def read_photo(path: PathLike, max_side: int) -> np.ndarray:
         (h, w, 3) uint8.
 
     Raises:
-        UserError: see :func:`data.image_reader.read_image`.
+        UserError: see :func:`data.image_reader.read_image`; or it is a strip, whose depth map would be as long.
     """
     image = read_image(path)
     height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise UserError(f"cannot use the photograph {path}: a side is more than {MAX_ASPECT} times the other; crop it")
     scale = max_side / max(height, width)
     if scale >= 1:
         return image

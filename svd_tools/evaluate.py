@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
+from typing import Annotated, Any, Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple, get_type_hints
 
 import numpy as np
 from PIL import Image
@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.image_reader import find_images, fit_image, read_image
 from data.metadata_csv import read_metadata
-from data.motion import MAX_BUCKET, motion_score
+from data.motion import motion_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
+from gm.config.values import Range, show
 from gm.errors import UserError, run_command
 from gm.files import atomic_file, make_output_dir, open_input
+from modules.options import VideoOptions
 from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -272,16 +274,18 @@ def evenly(items: Sequence[Any], count: int) -> List[Any]:
 def build_parser() -> CommandParser:
     """The command's flags."""
     parser = CommandParser(prog="evaluate.py", description=__doc__)
-    add = parser.add_argument
+    add, hints = parser.add_argument, get_type_hints(VideoOptions, include_extras=True)
     add("--config", type=str, default=str(PROJECT / "configs/svd_tiny.yaml"), help="YAML file of the model")
     add("--checkpoint", type=str, default=str(PROJECT / "checkpoints/svd_tiny.safetensors"), help="its weights")
     add("--images", type=str, default=str(PROJECT / "examples"), help="an image or a folder of images")
-    add("--limit", type=int, default=16, help="images at most, evenly spread over the folder; 0: all")
-    add("--seeds", type=int, default=3, help="clips for each image and motion bucket")
-    add("--buckets", type=List[int], default=DEFAULT_BUCKETS, help="motion buckets, 0 to 255, such as [10,130,250]")
-    add("--fps", type=int, default=7, help="that the clips are made for")
-    add("--num_frames", type=Optional[int], default=None, help="of the clips; by default the model's")
-    add("--sampling_steps", type=int, default=0, help="0: the YAML's")
+    limit = Annotated[int, Range(0, 10**5)]
+    add("--limit", type=limit, default=16, help="images at most, evenly spread over the folder; 0: all")
+    add("--seeds", type=Annotated[int, Range(1, 1000)], default=3, help="clips for each image and motion bucket")
+    bucket = hints["motion_bucket_id"]
+    add("--buckets", type=List[bucket], default=DEFAULT_BUCKETS, help="motion buckets, such as [10,130,250]")
+    add("--fps", type=hints["fps"], default=7, help="that the clips are made for")
+    add("--num_frames", type=hints["num_frames"], default=None, help="of the clips; by default the model's")
+    add("--sampling_steps", type=hints["sampling_steps"], default=0, help="0: the YAML's")
     add("--mode", type=Literal[0, 1], default=0, help="0: graph (compiles first, for many clips); 1: PyNative")
     add("--data_dir", type=str, default="", help="folder of training clips to compare the motion with")
     add("--metadata", type=str, default="", help="their CSV: path,length,motion_bucket_id")
@@ -290,12 +294,9 @@ def build_parser() -> CommandParser:
 
 
 def _check_args(args: Any) -> None:
-    """Raises a UserError for a flag out of its range."""
-    for flag, least in (("limit", 0), ("seeds", 1)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag}: {getattr(args, flag)} is too small; use {least} or more")
-    if len(args.buckets) < 2 or not all(0 <= bucket <= MAX_BUCKET for bucket in args.buckets):
-        raise UserError(f"--buckets: {args.buckets} cannot be used; name two or more motion buckets of 0 to 255")
+    """Raises a UserError for flags that do not go together."""
+    if len(args.buckets) < 2:
+        raise UserError(f"--buckets: {show(args.buckets)} cannot be used; name two or more motion buckets")
     if bool(args.data_dir) != bool(args.metadata):
         raise UserError("--data_dir, --metadata: name both, or none")
 

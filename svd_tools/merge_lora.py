@@ -6,7 +6,6 @@ The result has the checkpoint's names, and its types unless --dtype says otherwi
 Tensors are read from the mapped file and written one at a time.
 """
 
-import math
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -14,11 +13,12 @@ from typing import Optional, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config.command_parser import CommandParser
-from gm.errors import UserError, run_command
+from gm.errors import run_command
 from gm.files import make_output_dir, require_free_space
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
+from modules.options import LoRAScale
 from svd_tools.conversion.lazy_tensor import DTYPES, LazyTensor, Tensors, encode, from_source
 from svd_tools.conversion.targets import ALLOW_NONFINITE, KEEP, new_file, single_file_target, write_target
 
@@ -32,8 +32,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags, files that cannot be read, a LoRA of another model, no room.
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    if not math.isfinite(args.scale):
-        raise UserError(f"--scale: {args.scale} cannot be used; expected a number, 1 merges the LoRA as it was trained")
     out = new_file(args.out, SUFFIXES)
     lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:
@@ -75,7 +73,7 @@ def _parser() -> CommandParser:
     add("--checkpoint", required=True, help="the weights that the LoRA was trained on, safetensors or .ckpt")
     add("--lora", required=True, help="the LoRA that train.py or svd_tools/convert_lora.py wrote")
     add("--out", required=True, help="the file to write: .safetensors, or .ckpt with the reference toolkit's names")
-    add("--scale", default=1.0, type=float, help="how strongly: 1 as it was trained, 0 not at all, -1 the opposite")
+    add("--scale", default=1.0, type=LoRAScale, help="how strongly: 1 as it was trained, 0 not at all, -1 the opposite")
     add(ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning")
     add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")
     return parser

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Annotated, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
 from data.motion import MAX_BUCKET, motion_bucket, video_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
+from gm.config.values import Range
 from gm.errors import UserError, run_command
 from gm.files import PathLike, atomic_file, make_output_dir, require_writable
 from svd_tools.score_journal import Finding, Journal
@@ -166,8 +167,10 @@ def _parser() -> CommandParser:
         help="folder that the paths in the CSV files start from (default: the folder given as --videos, or the one "
              "that its CSV file lies in); give the same to train.py as --train.dataset.init_args.data_dir",
     )  # fmt: skip
-    add("--drop_static", default=0.0, type=float, help="share of the videos, 0 to 1, to leave out: the stillest")
-    add("--workers", default=0, type=int, help="processes that score videos side by side; 0: one per core")
+    share = "of the videos to leave out: the stillest"
+    add("--drop_static", default=0.0, type=Annotated[float, Range(0, 0.999)], help=f"share {share}")
+    side_by_side = "processes that score videos side by side; 0: one per core"
+    add("--workers", default=0, type=Annotated[int, Range(0, 256)], help=side_by_side)
     add("--histogram", default=None, type=Optional[str],
         help="PNG file for the histogram of the scores (default: the CSV file's name with .png)",
     )  # fmt: skip
@@ -175,10 +178,6 @@ def _parser() -> CommandParser:
 
 
 def _check(args: Namespace) -> None:
-    if not 0.0 <= args.drop_static < 1.0:
-        raise UserError(f"--drop_static: {args.drop_static} is no share; give 0 or more and less than 1")
-    if args.workers < 0:
-        raise UserError(f"--workers: {args.workers} is no number of processes; give 1 or more, or 0 for one per core")
     if Path(args.output).is_dir():
         raise UserError(f"--output: {args.output} is a folder; name the CSV file to write")
     if Path(args.output).resolve() == Path(args.videos).resolve():

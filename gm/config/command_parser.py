@@ -1,6 +1,7 @@
 """A jsonargparse parser whose complaints are one line each, naming the flag, the value and what is expected."""
 
 import difflib
+import inspect
 import re
 import sys
 from dataclasses import fields
@@ -36,6 +37,11 @@ class CommandParser(ArgumentParser):
         self.add_class_arguments(group, prefix)
         self._options[prefix] = group
 
+    def add_class_arguments(self, theclass: type, nested_key: str, **kwargs: Any) -> List[str]:
+        """A flag for each argument of a class; none for all of them, whose value could name other files and classes."""
+        group = self.add_argument_group(inspect.getdoc(theclass).partition("\n")[0].rstrip("."))
+        return group.add_class_arguments(theclass, nested_key, as_group=False, **kwargs)
+
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
         args = self._complete_switches(sys.argv[1:] if args is None else args)
@@ -44,6 +50,9 @@ class CommandParser(ArgumentParser):
         except ValueError as error:  # a number of thousands of digits in a group's file
             self.error(str(error), error)
         for name, annotation in self._types().items():
+            if name not in flags:  # a YAML file gives a group one value, or none
+                above, _, last = name.rpartition(".")
+                raise UserError(f"--{above}: expected its flags by name, such as {last}, in the YAML file")
             with flags_below("--"):
                 expect(name, flags[name], annotation)
         for prefix, group in self._options.items():

@@ -9,7 +9,6 @@ builds the part when it needs it. The reference toolkit's own target paths and o
 import importlib
 import inspect
 import re
-import stat
 from io import StringIO
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -22,7 +21,7 @@ from yaml import MarkedYAMLError, YAMLError
 from gm.config.targets import CLASSES, LIMITS, WHOLE_NUMBERS, our_options, our_target
 from gm.config.values import describe, fits, show
 from gm.errors import UserError
-from gm.files import reason
+from gm.files import read_text, reason
 
 SUFFIX = "_config"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -117,18 +116,10 @@ def yaml_text(path: Union[str, Path], flag: str) -> str:
     Raises:
         UserError: no such file, no text, no YAML, or too large.
     """
-    path = Path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise FileNotFoundError
-        if status.st_size > MOST_BYTES:
-            raise UserError(f"{flag}: {path} has {status.st_size} bytes, a configuration at most {MOST_BYTES}")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+        text = read_text(path, MOST_BYTES)
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{flag}: no file at {path}; configs/ has the ones that come with the project") from error
-    except ValueError as error:
-        raise UserError(f"{flag}: {path} is no text file; a YAML file is expected") from error
     except OSError as error:
         raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from error
     try:

@@ -8,7 +8,7 @@ from gm.errors import UserError
 from gm.files import PathLike, open_input, reason
 from gm.weights.ckpt_file import parse_ckpt
 from gm.weights.names import compare_names, from_reference
-from gm.weights.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES, parse_safetensors, save_safetensors
+from gm.weights.safetensors_file import LENGTH_BYTES, parse_safetensors, save_safetensors
 from gm.weights.tensor_source import DamagedFile, TensorInfo, TensorSource
 
 __all__ = [
@@ -90,8 +90,7 @@ def _parser(start: bytes):
     for mark, what in _STRAY_FILES.items():
         if start.lower().startswith(mark):
             raise DamagedFile(f"it is {what}")
-    header_bytes = int.from_bytes(start[:LENGTH_BYTES], "little")
-    if start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" and header_bytes <= MAX_HEADER_BYTES:
+    if start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{":
         return parse_safetensors
     if start.startswith(_PROTOBUF_FIRST):
         return parse_ckpt

@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Iterator, List, Mapping, Tuple
 
 from gm.files import PathLike, atomic_file
-from gm.weights.tensor_source import Contents, DamagedFile, Extent, Raw, TensorInfo
+from gm.weights.tensor_source import MAX_AXES, Contents, DamagedFile, Extent, Raw, TensorInfo
 
 SLICE_BYTES = 512 * 1024 * 1024  # mindspore.train.serialization.SLICE_SIZE
+MAX_TENSORS, MAX_TEXT_BYTES = 100_000, 1 << 22  # far beyond those of the largest model
 CRC_MARK, CRC_BYTES = b"crc_num", 17  # the mark, then ten bytes with the checksum
 
 TYPE_NAMES = {
@@ -47,12 +48,15 @@ def parse_ckpt(data, rename: Callable[[str], str] = str) -> Contents:
     info: Dict[str, TensorInfo] = {}
     extents: Dict[str, List[Extent]] = {}
     metadata: Dict[str, str] = {}
-    previous = None
+    previous, room = None, MAX_TEXT_BYTES
     for key, start, stop in _fields(data, 0, end):
         if key != _KEY_VALUE:
             raise DamagedFile("it is not a MindSpore checkpoint")
         tag, dtype, shape, extent = _parse_value(data, start, stop)
         if dtype == _TEXT_TYPE:
+            room -= stop - start
+            if room < 0:
+                raise DamagedFile(f"it has more than {MAX_TEXT_BYTES} bytes of text")
             metadata[tag] = data[slice(*extent)].decode("utf-32-le", errors="replace")
             continue
         if dtype not in _DTYPES:
@@ -62,6 +66,8 @@ def parse_ckpt(data, rename: Callable[[str], str] = str) -> Contents:
         if name in info and (previous != tag or info[name] != entry):
             raise DamagedFile(f"two of its tensors have the same name, {name}")
         info[name] = entry
+        if len(info) > MAX_TENSORS:
+            raise DamagedFile(f"it has more than {MAX_TENSORS} tensors")
         extents.setdefault(name, []).append(extent)
         previous = tag
     for name, parts in extents.items():
@@ -147,11 +153,13 @@ def _parse_tensor(data, start: int, stop: int) -> Tuple[str, Tuple[int, ...], Ex
     dims: List[int] = []
     type_name, extent = "", (stop, stop)
     for key, first, last in _fields(data, start, stop):
-        while key == _KEY_DIM_PACKED and first < last:
+        while key == _KEY_DIM_PACKED and first < last and len(dims) <= MAX_AXES:
             dim, first = _read_varint(data, first, last)
             dims.append(dim)
         if key == _KEY_DIM:
             dims.append(first)
+        if len(dims) > MAX_AXES:
+            raise DamagedFile(f"it has a tensor of more than {MAX_AXES} axes")
         elif key == _KEY_TYPE:
             type_name = data[first:last].decode(errors="replace")
         elif key == _KEY_CONTENT:

@@ -14,45 +14,53 @@ from gm.files import PathLike, atomic_file, parse_json
 from gm.weights.tensor_source import ITEM_BYTES, NUMPY_DTYPES, Contents, DamagedFile, Raw, TensorInfo
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 1 << 24  # the format allows 100 million, which takes gigabytes to parse; SVD's has 0.3
 DATA_SHA256 = "data_sha256"  # metadata key: SHA-256 of everything after the header, tensor after tensor
-MAX_TENSORS = 100_000  # many times those of the largest model
 MAX_REASON = 200  # characters of another library's words in an error line
-_METADATA, _OFFSETS = "__metadata__", b"data_offsets"
+_METADATA = "__metadata__"
 _DTYPE_NAMES = {np.dtype(code).name: name for name, code in NUMPY_DTYPES.items()}
 
 
 def parse_safetensors(data, rename: Callable[[str], str] = str) -> Contents:
-    """Reads the header of a mapped safetensors file and checks it against the file's size.
+    """Reads the header of a mapped safetensors file, and refuses what the official library refuses.
 
     Raises:
-        DamagedFile: the header cannot be read, or the file is shorter than it says.
+        DamagedFile: the header cannot be read, or does not describe every byte behind it once.
     """
     header_end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     if header_end > len(data):
         raise DamagedFile(f"it is truncated: {len(data)} bytes, and its header alone takes {header_end}")
+    if header_end > MAX_HEADER_BYTES:
+        raise DamagedFile(f"its header takes {header_end} bytes, more than {MAX_HEADER_BYTES}")
     try:
-        text = data[LENGTH_BYTES:header_end]
-        if text.count(_OFFSETS) > MAX_TENSORS:
-            raise ValueError(f"more than {MAX_TENSORS} tensors")
-        header = parse_json(text)
-        metadata = {str(key): str(value) for key, value in (header.pop(_METADATA, None) or {}).items()}
+        header = parse_json(data[LENGTH_BYTES:header_end].decode("utf-8"))
+        metadata = _texts(header.pop(_METADATA, None) or {})
         info = {rename(name): TensorInfo(*_described(entry)) for name, entry in header.items()}
-        starts_stops = [_whole_numbers(entry["data_offsets"]) for entry in header.values()]
-        extents = {name: [(header_end + a, header_end + b)] for name, (a, b) in zip(info, starts_stops)}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        places = [_whole_numbers(entry["data_offsets"]) for entry in header.values()]
+        extents = {name: [(header_end + start, header_end + stop)] for name, (start, stop) in zip(info, places)}
+        "".join(header).encode()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"its safetensors header cannot be read ({str(error)[:MAX_REASON]})") from error
     if len(info) != len(header):
         raise DamagedFile("two of its tensors have the same name")
-    _check_extents(info, extents, len(data))
+    _check_extents(info, extents, header_end, len(data))
     return Contents(info, extents, metadata)
+
+
+def _texts(metadata: Mapping[str, str]) -> Dict[str, str]:
+    """The text entries, each of which UTF-8 can hold."""
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{_METADATA} holds {key!r}, which is no text")
+        (key + value).encode()
+    return dict(metadata)
 
 
 def _described(entry: Mapping[str, object]) -> Tuple[str, Tuple[int, ...]]:
     """A header entry's element type and shape."""
     shape = tuple(_whole_numbers(entry["shape"]))
-    if not isinstance(entry["dtype"], str):
-        raise ValueError("an element type that is no text")
+    if entry["dtype"] not in ITEM_BYTES:
+        raise ValueError(f"the element type {entry['dtype']!r} is unknown")
     return entry["dtype"], shape
 
 
@@ -62,15 +70,18 @@ def _whole_numbers(values: Sequence[object]) -> Sequence[int]:
     return values
 
 
-def _check_extents(info: Mapping[str, TensorInfo], extents: Mapping[str, list], file_bytes: int) -> None:
-    for name, [(start, stop)] in extents.items():
-        if info[name].dtype not in ITEM_BYTES:
-            raise DamagedFile(f"{name} has the unknown element type {info[name].dtype}")
-        if stop - start != info[name].num_bytes or start < LENGTH_BYTES:
+def _check_extents(info: Mapping[str, TensorInfo], extents: Mapping[str, list], end: int, file_bytes: int) -> None:
+    """Each tensor has the bytes of its shape, and they follow each other from `end` to the file's."""
+    for name, [(start, stop)] in sorted(extents.items(), key=lambda item: item[1]):
+        if stop - start != info[name].num_bytes:
             raise DamagedFile(f"its header gives {name} {stop - start} bytes, its shape takes {info[name].num_bytes}")
-    needed = max((stop for [(_, stop)] in extents.values()), default=0)
-    if needed > file_bytes:
-        raise DamagedFile(f"it is truncated: {file_bytes} bytes, and its header says {needed}")
+        if start != end:
+            raise DamagedFile(f"{name} does not start where the tensor before it ends")
+        end = stop
+    if end > file_bytes:
+        raise DamagedFile(f"it is truncated: {file_bytes} bytes, and its header says {end}")
+    if end < file_bytes:
+        raise DamagedFile(f"it has {file_bytes - end} bytes that belong to no tensor")
 
 
 def write_safetensors(

@@ -6,15 +6,17 @@ everything else, so code hidden in a file is never run.
 
 import ctypes
 import mmap
+import os
 import pickle
 import sys
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from gm.errors import UserError
-from gm.files import parse_json, read_text, reason
+from gm.files import open_input, parse_json, read_text, reason
 from gm.weights.checkpoint import file_sha256, is_torch_pickle, open_checkpoint
 from gm.weights.names import from_reference
 from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
@@ -26,6 +28,7 @@ LEFTOVERS_FILE = "leftovers.safetensors"  # in a folder that this program wrote:
 _STEMS = {UNET: "diffusion_pytorch_model", VAE: "diffusion_pytorch_model", IMAGE_ENCODER: "model"}
 _PICKLE_STEMS = {**_STEMS, IMAGE_ENCODER: "pytorch_model"}
 _BUFFERS = ("position_ids",)  # constants that older programs saved among the weights
+MAX_PICKLE_BYTES = 1 << 24  # SVD's takes 0.4 MB; objects take many times the room of what builds them
 _WRAPPERS = ("state_dict", "model", "module")  # where training programs put the weights
 
 
@@ -101,8 +104,8 @@ def read_pickle(path: Path, label: str) -> Tensors:
             break
     named = state.items() if isinstance(state, Mapping) else ()
     tensors = {name: value for name, value in named if hasattr(value, "data_ptr")}
-    if not tensors:
-        raise UserError(f"{path} holds no dictionary of tensors; save the model's state_dict")
+    if not tensors or not all(isinstance(name, str) for name in tensors):
+        raise UserError(f"{path} holds no dictionary of tensors by their names; save the model's state_dict")
     return {from_reference(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
 
 
@@ -180,9 +183,9 @@ def _shards(index: Path) -> List[Path]:
     try:
         weight_map = parse_json(read_text(index))["weight_map"]
         names = sorted(set(weight_map.values()))
+        return [index.parent / Path(name).name for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read as a list of shards ({error}); fetch it again") from error
-    return [index.parent / Path(name).name for name in names]
 
 
 def _load(path: Path) -> Tuple[Any, bool]:
@@ -192,6 +195,7 @@ def _load(path: Path) -> Tuple[Any, bool]:
     except ImportError as error:
         raise UserError(f"{path} is a PyTorch pickle: reading it takes PyTorch; run `pip install torch`") from error
     try:
+        _refuse_compressed(path)
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError as error:
@@ -203,12 +207,35 @@ def _load(path: Path) -> Tuple[Any, bool]:
             f"{path} is refused: it holds more than tensors and may run code when it is opened; "
             "get the weights as safetensors from a source that you trust"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a PyTorch file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever PyTorch's own unpickler meets in a damaged file
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as a PyTorch file: {problem}; fetch or save it again") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """What a PyTorch file says is as long as the file: its archive is not compressed, and its pickle short.
+
+    Raises:
+        ValueError: another archive.
+    """
+    with open_input(path) as file:
+        if not zipfile.is_zipfile(file):
+            return
+        entries = zipfile.ZipFile(file).infolist()
+        size = file.seek(0, os.SEEK_END)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise ValueError("it is a compressed archive, which PyTorch does not write")
+    if any(entry.file_size > MAX_PICKLE_BYTES for entry in entries if entry.filename.endswith(".pkl")):
+        raise ValueError(f"its list of tensors takes more than {MAX_PICKLE_BYTES} bytes")
 
 
 def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:
     import torch
+
+    plain = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
+    num_bytes = tensor.numel() * tensor.element_size() if plain else 0
+    if not plain or num_bytes > tensor.untyped_storage().nbytes():
+        raise UserError(f"{origin} does not store each of its numbers; save it as a contiguous tensor")
 
     def load() -> memoryview:
         flat = tensor.detach().contiguous().reshape(-1)
@@ -216,7 +243,7 @@ def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:
 
     def release() -> None:
         if mapped:
-            _unload_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+            _unload_pages(tensor.data_ptr(), num_bytes)
 
     return LazyTensor(TensorInfo(_dtype_name(str(tensor.dtype)), tuple(tensor.shape)), origin, load, release)
 

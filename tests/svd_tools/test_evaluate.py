@@ -61,9 +61,9 @@ def test_limit_takes_pictures_from_all_over_the_folder():
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--seeds=0", "--seeds: 0 is too small"),
+        ("--seeds=0", "--seeds: 0 cannot be used; expected a whole number from 1 to"),
         ("--buckets=[10]", "--buckets: [10] cannot be used"),
-        ("--buckets=[10,300]", "--buckets: [10, 300] cannot be used"),
+        ("--buckets=[10,300]", "--buckets: [10,300] cannot be used"),
         ("--data_dir=x", "--data_dir, --metadata: name both"),
         ("--images=nowhere", "--images: nowhere does not exist"),
     ],

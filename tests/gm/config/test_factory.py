@@ -207,7 +207,7 @@ def test_a_file_that_grows_without_end_is_refused(tmp_path):
     with pytest.raises(UserError, match="more than 32 files"):
         load_config(tmp_path / "base23.yaml")
     nested, itself, long, digits = "[" * 100_000, "a: &a [*a]", "#" * (1 << 21), f"a: {'9' * 5000}"
-    for text, words in ((nested, "nest"), (itself, "holds itself"), (long, "bytes"), (digits, "digits")):
+    for text, words in ((nested, "nest"), (itself, "holds itself"), (long, "more than 1 MiB"), (digits, "digits")):
         with pytest.raises(UserError, match=words):
             load_config(write(tmp_path, a=text))
 
@@ -309,7 +309,7 @@ def test_a_file_that_is_none(tmp_path):
     with pytest.raises(UserError, match="no file at"):
         load_config(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00weights")
-    with pytest.raises(UserError, match="is no text file"):
+    with pytest.raises(UserError, match="it is no UTF-8 text"):
         load_config(tmp_path / "binary")
     with pytest.raises(UserError, match="cannot read .*[Nn]ot a directory"):
         load_config(tmp_path / "binary" / "x.yaml")
