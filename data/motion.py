@@ -1,11 +1,16 @@
-"""How much a video moves: a score from optical flow, and its mapping to SVD's motion buckets and back.
+"""How much a video moves, and where its cuts are, from optical flow; and the mapping to SVD's motion buckets and back.
 
 The score follows Stable Video Diffusion (Blattmann et al. 2023, appendix C): Farneback flow between frames at 2 fps,
 the flow maps downscaled to a shortest side of 16, averaged over space and time. The paper leaves the rest open; here
 
 - frames are shrunk to a shortest side of 64 before the flow is computed, which makes the score independent of the
-  resolution and lets the flow follow larger shifts: up to about a sixth of the shortest side between two frames, a
-  third of it per second. Faster motion scores too low, but still as fast motion;
+  resolution, and stay in floating point with grey levels times 64: OpenCV adds a constant to the texture that it
+  divides by, and takes smooth pictures for still ones where that is not small;
+- flow is trusted if following it forth and back ends where it began, nearly everywhere, and if it leaves a smaller
+  difference than the picture has texture. If not, the search starts again from the shift that phase correlation finds;
+  if that fails too, the motion is too fast for half a second, and each half of the time is measured by itself, down to
+  frames a twelfth of a second apart;
+- frames that no flow connects are a cut, or motion that cannot be followed: a shot ends, and another one begins;
 - the maps are averaged over areas as vectors, so that noise cancels, and then their lengths are averaged;
 - the unit is shortest sides per second, so that neither size nor frame rate enters.
 
@@ -13,21 +18,59 @@ OpenCV and the decoder are imported when a video is scored: most programs need t
 """
 
 import math
-from itertools import islice, tee
-from typing import TYPE_CHECKING, Iterable, List, Tuple
+from itertools import pairwise, tee
+from typing import TYPE_CHECKING, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from data.video_reader import VideoReader
 
+MEASURE = 2  # raised when videos get other scores; 1 took all flow over half a second, in whole grey levels
 SAMPLE_SECONDS = 0.5  # 2 fps (SVD, C)
+FINEST_SECONDS = 1 / 12  # frames are looked at no closer than this
 FLOW_SIDE = 64  # shortest side of the frames between which flow is computed, pixels
+TEXTURE_SIDE = 7  # of the areas whose texture is measured, pixels
+LEAST_TEXTURE = 0.25  # grey levels a pixel; what is smoother shows no motion that can be told from noise
+LEAST_CHANGE = 0.02  # grey levels, root mean square; below it nothing is seen to move
 MAP_SIDE = 16  # shortest side of the flow maps (SVD, C)
+GREY_SCALE = 64.0
+SOFTNESS = 0.7  # standard deviation in pixels by which the frames are blurred, so that shrinking leaves no pattern
 FARNEBACK = {"pyr_scale": 0.5, "levels": 2, "winsize": 21, "iterations": 5, "poly_n": 7, "poly_sigma": 1.5, "flags": 0}
+RETURN_PIXELS, RETURN_SHARE = 0.25, 0.1  # how far from its start flow forth and back may end: pixels, share of it
+TRUSTED_AREA = 0.9  # of the picture that stays in view, where flow has to return
 MAX_BUCKET = 255
 FULL_SCORE = 0.5  # shortest sides per second; this and all above is bucket 255
 SCORE_SCALE = 0.01  # shortest sides per second; well below it the buckets are even in the score, above in its logarithm
+
+
+class Piece(NamedTuple):
+    """A stretch of a video in which flow connects one frame with another."""
+
+    first: int  # frame
+    last: int  # frame
+    score: float  # shortest sides per second
+
+
+class Motion(NamedTuple):
+    """What moves in a video: its connected stretches in their order. Where one does not begin as the one before ends,
+    there is a cut between."""
+
+    pieces: Tuple[Piece, ...]
+
+    def score(self, first: int, last: int) -> float:
+        """The mean over the frames `first` to `last`; 0 where nothing could be followed."""
+        weights = [max(0, min(last, piece.last) - max(first, piece.first)) for piece in self.pieces]
+        total = sum(weights)
+        return sum(weight * piece.score for weight, piece in zip(weights, self.pieces)) / total if total else 0.0
+
+    def shots(self) -> List[Tuple[int, int]]:
+        """(first frame, last frame) of each; frames between two are those among which the cut lies."""
+        shots: List[Tuple[int, int]] = []
+        for piece in self.pieces:
+            joined = shots and shots[-1][1] == piece.first
+            shots[-1:] = [(shots[-1][0], piece.last)] if joined else [*shots[-1:], (piece.first, piece.last)]
+        return shots
 
 
 def motion_bucket(score: float) -> int:
@@ -56,59 +99,123 @@ def motion_score(bucket: float) -> float:
     return SCORE_SCALE * math.expm1(bucket / MAX_BUCKET * math.log1p(FULL_SCORE / SCORE_SCALE))
 
 
-def video_score(reader: "VideoReader") -> float:
-    """The motion score of a whole video; decodes up to its last frame, so that damage anywhere shows.
-
-    A video shorter than half a second is scored by its first and last frame.
+def video_motion(reader: "VideoReader") -> Motion:
+    """What moves in a whole video; decodes up to its last frame, so that damage anywhere shows.
 
     Raises:
         VideoError: it is damaged, or has one frame only.
     """
-    times, last = _sample_times(reader)
-    frames = reader.frames_at([*times, last])
-    score = clip_score(islice(frames, len(times)), times[1] - times[0])
-    for _ in frames:
-        pass  # the last frame is not scored, but must be there
-    return score
+    from data.video_reader import VideoError
+
+    if reader.num_frames < 2:
+        raise VideoError(f"{reader.path}: has one frame only, so nothing moves in it")
+    stride = max(1, int(FINEST_SECONDS * reader.fps))
+    grid = sorted({*range(0, reader.num_frames, stride), reader.num_frames - 1})
+    images = map(_shrunk, reader.frames_at([number / reader.fps for number in grid]))
+    samples = max(1, round(SAMPLE_SECONDS * reader.fps / stride))  # in half a second
+    pieces: List[Piece] = []
+    held = [next(images)]
+    for start in range(0, len(grid) - 1, samples):
+        numbers = grid[start : start + samples + 1]
+        held = [held[-1], *(next(images) for _ in numbers[1:])]
+        pieces += _measured(numbers, held, reader.fps)
+    return Motion(tuple(pieces))
+
+
+def video_score(reader: "VideoReader") -> float:
+    """The motion score of a whole video.
+
+    Raises:
+        VideoError: it is damaged, has one frame only, or nothing in it can be followed.
+    """
+    from data.video_reader import VideoError
+
+    motion = video_motion(reader)
+    last = reader.num_frames - 1
+    if 2 * sum(piece.last - piece.first for piece in motion.pieces) < last:
+        raise VideoError(
+            f"{reader.path}: how it moves cannot be told in most of it: it is too smooth, too dark, too fast, or cut "
+            "too often"
+        )
+    return motion.score(0, last)
 
 
 def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
-    """The mean speed between consecutive frames that lie `seconds` apart, in shortest sides per second.
+    """The mean speed between consecutive frames that lie `seconds` apart, in shortest sides per second, whether flow
+    can be trusted or not.
 
     Args:
         frames: two or more of uint8 (h, w, 3) in RGB.
     """
     earlier, later = tee(_shrunk(frame) for frame in frames)
     next(later)
-    return float(np.mean([_shift(*pair) for pair in zip(earlier, later)])) / seconds
+    return float(np.mean([_shift(*pair)[0] for pair in zip(earlier, later)])) / seconds
 
 
-def _sample_times(reader: "VideoReader") -> Tuple[List[float], float]:
-    """(the times between which flow is computed, the last frame's time), seconds."""
-    from data.video_reader import VideoError
-
-    last = (reader.num_frames - 1) / reader.fps
-    if last <= 0.0:
-        raise VideoError(f"{reader.path}: has one frame only, so nothing moves in it")
-    if last < SAMPLE_SECONDS:
-        return [0.0, last], last
-    return [i * SAMPLE_SECONDS for i in range(int(last / SAMPLE_SECONDS) + 1)], last
+def _measured(numbers: Sequence[int], images: Sequence[np.ndarray], fps: float) -> Iterator[Piece]:
+    """The pieces from the first frame to the last: one, if flow connects these, else those of the two halves."""
+    shift, trusted = _shift(images[0], images[-1])
+    if trusted:
+        yield Piece(numbers[0], numbers[-1], shift * fps / (numbers[-1] - numbers[0]))
+    elif len(numbers) > 2:
+        half = len(numbers) // 2
+        yield from _measured(numbers[: half + 1], images[: half + 1], fps)
+        yield from _measured(numbers[half:], images[half:], fps)
 
 
 def _shrunk(frame: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) to uint8 (h', w') grey with a shortest side of FLOW_SIDE."""
+    """uint8 (h, w, 3) to float32 (h', w') grey with a shortest side of FLOW_SIDE."""
     import cv2
 
-    return _to_shortest_side(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), FLOW_SIDE)
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) * GREY_SCALE
+    return cv2.GaussianBlur(_to_shortest_side(grey, FLOW_SIDE), (0, 0), SOFTNESS)
 
 
-def _shift(earlier: np.ndarray, later: np.ndarray) -> float:
-    """Mean length of the pooled flow between two grey images, in shortest sides."""
+def _shift(earlier: np.ndarray, later: np.ndarray) -> Tuple[float, bool]:
+    """(mean length of the pooled flow between two grey images in shortest sides, whether it can be trusted)."""
     import cv2
 
-    flow = cv2.calcOpticalFlowFarneback(earlier, later, None, **FARNEBACK)  # h w 2, pixels
+    flow = _flow(earlier, later)
+    area = _agreeing_area(earlier, later, flow, _flow(later, earlier))
+    if area < TRUSTED_AREA:
+        window = cv2.createHanningWindow(earlier.shape[::-1], cv2.CV_32F)
+        start = np.float32(cv2.phaseCorrelate(earlier, later, window)[0])
+        guided = _flow(earlier, later, start)
+        guided_area = _agreeing_area(earlier, later, guided, _flow(later, earlier, -start))
+        flow, area = max((flow, area), (guided, guided_area), key=lambda found: found[1])
     pooled = _to_shortest_side(flow, MAP_SIDE)
-    return float(np.hypot(pooled[..., 0], pooled[..., 1]).mean()) / FLOW_SIDE
+    return float(np.hypot(pooled[..., 0], pooled[..., 1]).mean()) / FLOW_SIDE, area >= TRUSTED_AREA
+
+
+def _flow(earlier: np.ndarray, later: np.ndarray, start: Optional[np.ndarray] = None) -> np.ndarray:
+    """Farneback's flow, (h, w, 2) in pixels; `start`: a shift (x, y) to search from."""
+    import cv2
+
+    if start is None:
+        return cv2.calcOpticalFlowFarneback(earlier, later, None, **FARNEBACK)
+    initial = np.broadcast_to(start, (*earlier.shape, 2)).copy()
+    options = {**FARNEBACK, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
+    return cv2.calcOpticalFlowFarneback(earlier, later, initial, **options)
+
+
+def _agreeing_area(earlier: np.ndarray, later: np.ndarray, forth: np.ndarray, back: np.ndarray) -> float:
+    """The share of the picture, of what stays in view, that flow takes forth and back to where it was; 0 if the picture
+    has less texture than flow leaves of its change."""
+    import cv2
+
+    height, width = earlier.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = x + forth[..., 0], y + forth[..., 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    left = (earlier - cv2.remap(later, x, y, cv2.INTER_LINEAR))[inside]
+    texture = np.mean(cv2.cornerMinEigenVal(earlier, TEXTURE_SIDE)) / GREY_SCALE**2
+    change, left = (np.mean(np.square(levels / GREY_SCALE)) for levels in (later - earlier, left))
+    if not inside.any() or (change > LEAST_CHANGE**2 and texture < left + LEAST_TEXTURE**2):
+        return 0.0
+    missed = forth + cv2.remap(back, x, y, cv2.INTER_LINEAR)
+    allowed = RETURN_PIXELS + RETURN_SHARE * np.hypot(forth[..., 0], forth[..., 1])
+    returns = inside & (np.hypot(missed[..., 0], missed[..., 1]) < allowed)
+    return float(returns.sum() / inside.sum())
 
 
 def _to_shortest_side(image: np.ndarray, side: int) -> np.ndarray:
