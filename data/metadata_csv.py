@@ -3,9 +3,10 @@
 import csv
 import math
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from data.motion import MAX_BUCKET
+from data.motion import MAX_BUCKET, Motion, motion_bucket
+from data.motion_journal import read_motions
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, open_input, reason
 
@@ -19,6 +20,18 @@ class VideoRow(NamedTuple):
     path: str  # as written, relative to the data folder
     length: int  # frames
     motion_bucket_id: float  # 0..255
+    motion: Optional[Motion] = None  # where the score of each part of the video is known
+
+    def starts(self, span: int) -> List[range]:
+        """The frames from which a clip can start whose last frame is `span` frames later, for each shot."""
+        shots = [(0, self.length - 1)] if self.motion is None else self.motion.shots()
+        ranges = [range(first, min(last, self.length - 1) - span + 1) for first, last in shots]
+        return [starts for starts in ranges if starts]
+
+    def bucket(self, start: int, span: int) -> float:
+        """The motion bucket of a clip: that of its own frames if it is known, else the whole video's."""
+        score = None if self.motion is None else self.motion.score(start, start + span)
+        return self.motion_bucket_id if score is None else motion_bucket(score)
 
 
 def read_rows(metadata: PathLike, columns: Sequence[str], flag: str) -> Iterator[Tuple[int, Dict[str, str]]]:
@@ -54,7 +67,7 @@ def read_rows(metadata: PathLike, columns: Sequence[str], flag: str) -> Iterator
 
 
 def read_metadata(data_dir: PathLike, metadata: PathLike, dir_flag: str, metadata_flag: str) -> List[VideoRow]:
-    """Reads and checks a training CSV; every file that it names exists.
+    """Reads and checks a training CSV, and the journal that score_motion.py left beside it; every file exists.
 
     Args:
         data_dir: the folder that paths are relative to.
@@ -68,12 +81,14 @@ def read_metadata(data_dir: PathLike, metadata: PathLike, dir_flag: str, metadat
     """
     if not Path(data_dir).is_dir():
         raise UserError(f"{dir_flag}: {data_dir} is no folder; name the one that the paths in {metadata} start from")
-    rows = []
+    rows, motions = [], read_motions(metadata)
     for line, fields in read_rows(metadata, COLUMNS, metadata_flag):
         place = f"{metadata_flag}: {metadata}, row {line}"
         if not (Path(data_dir) / fields[PATH]).is_file():
             raise UserError(f"{place}: no file {fields[PATH]} in {data_dir}; correct the path or {dir_flag}")
-        rows.append(VideoRow(fields[PATH], _length(fields[LENGTH], place), _bucket(fields[BUCKET], place)))
+        bucket, motion = _bucket(fields[BUCKET], place), motions.get(fields[PATH])
+        of_the_file = motion is not None and motion_bucket(motion.score() or 0.0) == bucket  # else someone changed it
+        rows.append(VideoRow(fields[PATH], _length(fields[LENGTH], place), bucket, motion if of_the_file else None))
     if not rows:
         raise UserError(f"{metadata_flag}: {metadata} holds no video below its header; make one with {SCORE_COMMAND}")
     return rows

@@ -10,7 +10,8 @@ the flow maps downscaled to a shortest side of 16, averaged over space and time.
   difference than the picture has texture. If not, the search starts again from the shift that phase correlation finds;
   if that fails too, the motion is too fast for half a second, and each half of the time is measured by itself, down to
   frames a twelfth of a second apart;
-- frames that no flow connects are a cut, or motion that cannot be followed: a shot ends, and another one begins;
+- frames that no flow connects are a cut, where a shot ends and another one begins; or they look alike all the same,
+  then that time does not count;
 - the maps are averaged over areas as vectors, so that noise cancels, and then their lengths are averaged;
 - the unit is shortest sides per second, so that neither size nor frame rate enters.
 
@@ -18,7 +19,8 @@ OpenCV and the decoder are imported when a video is scored: most programs need t
 """
 
 import math
-from itertools import pairwise, tee
+import sys
+from itertools import tee
 from typing import TYPE_CHECKING, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -31,7 +33,9 @@ SAMPLE_SECONDS = 0.5  # 2 fps (SVD, C)
 FINEST_SECONDS = 1 / 12  # frames are looked at no closer than this
 FLOW_SIDE = 64  # shortest side of the frames between which flow is computed, pixels
 TEXTURE_SIDE = 7  # of the areas whose texture is measured, pixels
+ALIKE = 0.85  # correlation of two neighbouring frames above which no cut lies between
 LEAST_TEXTURE = 0.25  # grey levels a pixel; what is smoother shows no motion that can be told from noise
+LEAST_SHIFT = 0.04  # pixels; what moves by less between two frames is film grain or the codec's
 LEAST_CHANGE = 0.02  # grey levels, root mean square; below it nothing is seen to move
 MAP_SIDE = 16  # shortest side of the flow maps (SVD, C)
 GREY_SCALE = 64.0
@@ -45,24 +49,25 @@ SCORE_SCALE = 0.01  # shortest sides per second; well below it the buckets are e
 
 
 class Piece(NamedTuple):
-    """A stretch of a video in which flow connects one frame with another."""
+    """A stretch of a video without a cut."""
 
     first: int  # frame
     last: int  # frame
-    score: float  # shortest sides per second
+    score: Optional[float]  # shortest sides per second; None: it cannot be told
 
 
 class Motion(NamedTuple):
-    """What moves in a video: its connected stretches in their order. Where one does not begin as the one before ends,
-    there is a cut between."""
+    """What moves in a video: its stretches in their order. Where one does not begin as the one before ends, there is a
+    cut between."""
 
     pieces: Tuple[Piece, ...]
 
-    def score(self, first: int, last: int) -> float:
-        """The mean over the frames `first` to `last`; 0 where nothing could be followed."""
-        weights = [max(0, min(last, piece.last) - max(first, piece.first)) for piece in self.pieces]
+    def score(self, first: int = 0, last: int = sys.maxsize) -> Optional[float]:
+        """The mean over the frames `first` to `last`, in shortest sides per second; None if it cannot be told."""
+        told = [piece for piece in self.pieces if piece.score is not None]
+        weights = [max(0, min(last, piece.last) - max(first, piece.first)) for piece in told]
         total = sum(weights)
-        return sum(weight * piece.score for weight, piece in zip(weights, self.pieces)) / total if total else 0.0
+        return sum(weight * piece.score for weight, piece in zip(weights, told)) / total if total else None
 
     def shots(self) -> List[Tuple[int, int]]:
         """(first frame, last frame) of each; frames between two are those among which the cut lies."""
@@ -103,7 +108,7 @@ def video_motion(reader: "VideoReader") -> Motion:
     """What moves in a whole video; decodes up to its last frame, so that damage anywhere shows.
 
     Raises:
-        VideoError: it is damaged, or has one frame only.
+        VideoError: it is damaged, has one frame only, or its motion can be told in less than half of it.
     """
     from data.video_reader import VideoError
 
@@ -119,25 +124,10 @@ def video_motion(reader: "VideoReader") -> Motion:
         numbers = grid[start : start + samples + 1]
         held = [held[-1], *(next(images) for _ in numbers[1:])]
         pieces += _measured(numbers, held, reader.fps)
+    if 2 * sum(piece.last - piece.first for piece in pieces if piece.score is not None) < grid[-1]:
+        reasons = "most of it is too smooth, too dark or too fast, or it has too many cuts"
+        raise VideoError(f"{reader.path}: how it moves cannot be told: {reasons}")
     return Motion(tuple(pieces))
-
-
-def video_score(reader: "VideoReader") -> float:
-    """The motion score of a whole video.
-
-    Raises:
-        VideoError: it is damaged, has one frame only, or nothing in it can be followed.
-    """
-    from data.video_reader import VideoError
-
-    motion = video_motion(reader)
-    last = reader.num_frames - 1
-    if 2 * sum(piece.last - piece.first for piece in motion.pieces) < last:
-        raise VideoError(
-            f"{reader.path}: how it moves cannot be told in most of it: it is too smooth, too dark, too fast, or cut "
-            "too often"
-        )
-    return motion.score(0, last)
 
 
 def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
@@ -161,6 +151,8 @@ def _measured(numbers: Sequence[int], images: Sequence[np.ndarray], fps: float) 
         half = len(numbers) // 2
         yield from _measured(numbers[: half + 1], images[: half + 1], fps)
         yield from _measured(numbers[half:], images[half:], fps)
+    elif _correlation(images[0], images[-1]) > ALIKE:
+        yield Piece(numbers[0], numbers[-1], None)
 
 
 def _shrunk(frame: np.ndarray) -> np.ndarray:
@@ -184,7 +176,14 @@ def _shift(earlier: np.ndarray, later: np.ndarray) -> Tuple[float, bool]:
         guided_area = _agreeing_area(earlier, later, guided, _flow(later, earlier, -start))
         flow, area = max((flow, area), (guided, guided_area), key=lambda found: found[1])
     pooled = _to_shortest_side(flow, MAP_SIDE)
-    return float(np.hypot(pooled[..., 0], pooled[..., 1]).mean()) / FLOW_SIDE, area >= TRUSTED_AREA
+    lengths = np.hypot(pooled[..., 0], pooled[..., 1])
+    return float(np.where(lengths < LEAST_SHIFT, 0.0, lengths).mean()) / FLOW_SIDE, area >= TRUSTED_AREA
+
+
+def _correlation(earlier: np.ndarray, later: np.ndarray) -> float:
+    """Of the grey levels of two pictures; 0 if one of them is blank."""
+    blank = np.ptp(earlier) == 0 or np.ptp(later) == 0
+    return 0.0 if blank else float(np.corrcoef(earlier.ravel(), later.ravel())[0, 1])
 
 
 def _flow(earlier: np.ndarray, later: np.ndarray, start: Optional[np.ndarray] = None) -> np.ndarray:

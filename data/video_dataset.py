@@ -2,12 +2,14 @@
 
 import logging
 import multiprocessing
+from itertools import chain
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from data.metadata_csv import VideoRow, read_metadata
+from data.motion import MAX_BUCKET
 from data.transforms import CENTRE, channels_first, cover, crop, to_model_range
 from data.video_reader import VideoError, VideoReader
 from gm.errors import UserError
@@ -18,6 +20,11 @@ logger = logging.getLogger(__name__)
 FLAG = "--train.dataset.init_args."
 CLIP_STREAM = 1  # keeps these random numbers apart from others drawn from the same seed
 MAX_NAMES = 20  # a longer list of videos is cut in the log
+MAX_SCALE, MIN_KEPT = 2.0, 0.5  # beyond which a video is too small, or of too different a shape, to go unmentioned
+WARNINGS = (
+    "%s is enlarged %.1f times, from %s, and will teach blur; others may be too: choose a smaller %sheight and …width",
+    "%s keeps a share of %.2f of its area, cut from %s; others may too: choose %sheight and …width of their shape",
+)
 
 
 RGB = [0, 1, 2]
@@ -41,7 +48,7 @@ class VideoDataset:
     drawn from the same random numbers, takes its place.
 
     Attributes:
-        rows: the usable rows of the CSV, those of at least `frames` x `step` frames, in its order.
+        rows: the usable rows of the CSV, those that have a shot of (`frames` - 1) x `step` + 1 frames, in its order.
         columns: names of what :meth:`read` returns.
     """
 
@@ -60,6 +67,8 @@ class VideoDataset:
         shuffle_channels: bool = False,
         seed: int = 42,
         max_broken_share: float = 0.1,
+        fps: Optional[float] = None,
+        motion_bucket_id: Optional[float] = None,
     ):
         """Reads and checks the CSV file; opens no video.
 
@@ -77,6 +86,8 @@ class VideoDataset:
             seed: of the clips' starts, crops and flips; 0 or more.
             max_broken_share: stop when more than this share of the videos is broken, 0..1. A single broken video is
                 forgiven in any case, unless the share is 0 or there is no other.
+            fps: frames per second that every clip is said to have, instead of its own.
+            motion_bucket_id: of every clip, 0..255, instead of what the CSV file and its journal say.
 
         Raises:
             UserError: an argument out of its range, an unusable CSV row, or no video that is long enough.
@@ -87,8 +98,12 @@ class VideoDataset:
         _require_range(width >= 1, "width", width, "1 or more")
         _require_range(seed >= 0, "seed", seed, "0 or more")
         _require_range(0.0 <= max_broken_share <= 1.0, "max_broken_share", max_broken_share, "0..1")
+        _require_range(fps is None or 0 < fps <= 1000, "fps", fps, "above 0, at most 1000")
+        in_range = motion_bucket_id is None or 0 <= motion_bucket_id <= MAX_BUCKET
+        _require_range(in_range, "motion_bucket_id", motion_bucket_id, f"0..{MAX_BUCKET}")
         self._data_dir = Path(data_dir)
-        self._frames, self._step = frames, step
+        self._frames, self._step, self._span = frames, step, (frames - 1) * step
+        self._fps, self._bucket = fps, motion_bucket_id
         self._height, self._width = height, width
         self._random_crop, self._horizontal_flip = random_crop, horizontal_flip
         self._shuffle_channels = shuffle_channels
@@ -97,6 +112,7 @@ class VideoDataset:
         self.rows: List[VideoRow] = _long_enough(rows, frames, step, metadata)
         self._max_broken = _max_broken(max_broken_share, len(self.rows))
         self._broken = multiprocessing.Array("b", len(self.rows))  # shared with worker processes forked from this one
+        self._warned = multiprocessing.Array("b", len(WARNINGS))
 
     def __len__(self) -> int:
         """Number of samples in an epoch."""
@@ -113,7 +129,7 @@ class VideoDataset:
         Returns:
             frames: float32 (t, 3, h, w) in -1..1, RGB.
             fps: float32, the clip's frames per second: the video's rate / step.
-            motion_bucket_id: float32 in 0..255.
+            motion_bucket_id: float32 in 0..255, of the clip's own frames where that is known, else of the video.
             video, start: int32; the clip's identity: its index in `rows` and its first frame.
 
         Raises:
@@ -134,11 +150,15 @@ class VideoDataset:
                 plan = self._plan(int(rng.integers(len(self))), rng)
         return (
             frames,
-            np.float32(fps / self._step),
-            np.float32(self.rows[plan.video].motion_bucket_id),
+            np.float32(self._fps or fps / self._step),
+            np.float32(self.bucket(plan.video, plan.start)),
             np.int32(plan.video),
             np.int32(plan.start),
         )
+
+    def bucket(self, video: int, start: int) -> float:
+        """The motion bucket of the clip of a video, by its index in `rows`, that starts at a frame."""
+        return self.rows[video].bucket(start, self._span) if self._bucket is None else self._bucket
 
     def collate(self, rows: Sequence[Tuple[np.ndarray, ...]]) -> Dict[str, np.ndarray]:
         """What :meth:`read` returned for several samples, as one batch: each value of `sample` with a batch axis."""
@@ -148,7 +168,8 @@ class VideoDataset:
 
     def _plan(self, video: int, rng: np.random.Generator) -> ClipPlan:
         """Draws the same number of random values whatever the options, so that one does not change the others."""
-        start = int(rng.integers(self.rows[video].length - self._frames * self._step + 1))
+        starts = list(chain.from_iterable(self.rows[video].starts(self._span)))
+        start = starts[int(rng.integers(len(starts)))]
         vertical, horizontal, mirror = rng.random(3)
         position = (vertical, horizontal) if self._random_crop else CENTRE
         order = rng.permutation(len(RGB)).tolist()
@@ -160,12 +181,24 @@ class VideoDataset:
         with VideoReader(self._data_dir / self.rows[plan.video].path) as reader:
             frames = reader.read_clip(plan.start, self._frames, self._step)
             fps = reader.fps
+        self._warn_of_loss(plan.video, *frames.shape[1:3])
         frames = crop(cover(frames, self._height, self._width), self._height, self._width, plan.position)
         if plan.mirrored:
             frames = frames[:, :, ::-1]
         if plan.channels != RGB:
             frames = frames[..., plan.channels]
         return channels_first(frames), fps
+
+    def _warn_of_loss(self, video: int, height: int, width: int) -> None:
+        """Names the first video of this size that is enlarged much, and the first that is cropped much."""
+        scale = max(self._height / height, self._width / width)
+        kept = (self._height * self._width) / (scale**2 * height * width)
+        for index, (holds, value) in enumerate(((scale > MAX_SCALE, scale), (kept < MIN_KEPT, kept))):
+            with self._warned.get_lock():
+                new, self._warned[index] = holds and not self._warned[index], self._warned[index] or holds
+            if new:
+                size = f"{width}x{height} for {self._width}x{self._height}"
+                logger.warning(WARNINGS[index], self.rows[video].path, value, size, FLAG)
 
     def _set_aside(self, video: int, error: VideoError) -> None:
         """Counts a broken video and names it the first time.
@@ -186,19 +219,21 @@ class VideoDataset:
 
 
 def _long_enough(rows: List[VideoRow], frames: int, step: int, metadata: PathLike) -> List[VideoRow]:
-    """The rows of at least frames x step frames; names the others in the log."""
-    usable = [row for row in rows if row.length >= frames * step]
+    """The rows with a shot of (frames - 1) x step + 1 frames; names the others in the log."""
+    needed = (frames - 1) * step + 1
+    usable = [row for row in rows if row.starts(needed - 1)]
     if not usable:
         raise UserError(
-            f"{FLAG}frames: no usable row in {metadata}: frames x step = {frames} x {step} = {frames * step}, and the "
-            f"longest of its {len(rows)} videos has {max(row.length for row in rows)} frames; lower frames or step"
+            f"{FLAG}frames: no usable row in {metadata}: (frames - 1) x step + 1 = ({frames} - 1) x {step} + 1 = "
+            f"{needed}, and the longest of its {len(rows)} videos has {max(row.length for row in rows)} frames, cuts "
+            "aside; lower frames or step"
         )
-    short = [row.path for row in rows if row.length < frames * step]
+    short = [row.path for row in rows if not row.starts(needed - 1)]
     if short:
         names = ", ".join(short[:MAX_NAMES]) + (f" and {len(short) - MAX_NAMES} more" if len(short) > MAX_NAMES else "")
         logger.warning(
-            "left out %d of %d videos shorter than frames x step = %d frames: %s",
-            len(short), len(rows), frames * step, names,
+            "left out %d of %d videos without a shot of (frames - 1) x step + 1 = %d frames: %s",
+            len(short), len(rows), needed, names,
         )  # fmt: skip
     return usable
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, write_rows
-from data.motion import motion_bucket, video_score
+from data.motion import motion_bucket, video_motion
 from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
@@ -79,7 +79,7 @@ def measure_bucket(path: Path) -> int:
             problem = reason(error) if isinstance(error, OSError) else "it is no clip"
             raise UserError(f"--output_dir: cannot read {path}: {problem}; remove it") from error
     with VideoReader(path) as reader:
-        return motion_bucket(video_score(reader) if reader.num_frames > 1 else 0.0)
+        return motion_bucket(video_motion(reader).score() if reader.num_frames > 1 else 0.0)
 
 
 def make_clips(

@@ -5,7 +5,9 @@
 Each row is path,length,motion_bucket_id,score,fps,width,height: frames, motion bucket (0..255, SVD's conditioning) and
 motion score (shortest sides per second; see data/motion.py). Videos are scored in parallel. The results are kept beside
 the CSV file in a journal, so a run that was stopped goes on where it was, and a later one scores new and changed videos
-only. Broken videos are named and left out.
+only. Training reads the journal as well: each clip gets the motion of its own frames, and none crosses a cut. Videos
+that are broken, or whose motion cannot be told, are named and left out. Started by msrun, on one or several machines
+that share the folder, each process scores its share, and the first one writes the CSV file.
 """
 
 import logging
@@ -14,11 +16,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Annotated, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Annotated, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -28,13 +31,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
-from data.motion import MAX_BUCKET, motion_bucket, video_score
+from data.motion import MAX_BUCKET, motion_bucket, video_motion
+from data.motion_journal import SUFFIX, Finding, Journal
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
 from gm.errors import UserError, run_command
 from gm.files import PathLike, atomic_file, make_output_dir, require_writable
-from svd_tools.score_journal import Finding, Journal
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ VIDEO_SUFFIXES = frozenset(
     [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
 )
 MORE_COLUMNS = ("score", "fps", "width", "height")
+SECONDS_TO_REFRESH = 2.0  # between two looks at what other processes have found
 IN_FLIGHT = 2  # videos handed out per worker, so that none waits for the next
 BUCKETS_PER_BAR = 8
 SCORE_TICKS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # shortest sides per second
@@ -59,8 +63,39 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     require_writable(output, "--output")
     require_writable(histogram, "--histogram")
     data_dir, names = find_videos(Path(args.videos), args.data_dir)
-    findings = score_videos(data_dir, names, Journal(f"{output}.journal"), args.workers or os.cpu_count() or 1)
-    _write(findings, args.drop_static, output, histogram)
+    share = Share.of_this_process()
+    if share is None:
+        return
+    journal = Journal(f"{output}{SUFFIX}", share.rank)
+    findings = score_videos(data_dir, names, journal, args.workers or os.cpu_count() or 1, share)
+    if share.rank == 0:
+        _write(findings, args.drop_static, output, histogram)
+
+
+class Share(NamedTuple):
+    """Which videos are this process's: every `count`-th, from number `rank` on."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> Optional["Share"]:
+        """As msrun says in the environment; None for its scheduler, which scores nothing.
+
+        Raises:
+            UserError: msrun was not told its machine's number.
+        """
+        count = int(os.environ.get("MS_WORKER_NUM", "1"))
+        if count == 1:
+            return cls()
+        if os.environ.get("MS_ROLE") == "MS_SCHED":
+            return None
+        if "RANK_ID" not in os.environ:
+            raise UserError("msrun: tell each machine its number with --node_rank")
+        return cls(int(os.environ["RANK_ID"]), count)
+
+
+WHOLE = Share()
 
 
 def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]:
@@ -90,21 +125,33 @@ def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]
     return root, list(dict.fromkeys(names))
 
 
-def score_videos(data_dir: Path, names: Sequence[str], journal: Journal, workers: int) -> Dict[str, Finding]:
-    """Finds out about all videos, in parallel, those that the journal knows excepted; in the order of `names`.
+def score_videos(
+    data_dir: Path, names: Sequence[str], journal: Journal, workers: int, share: Share = WHOLE
+) -> Dict[str, Finding]:
+    """Finds out about the videos of a share, in parallel, those that the journal knows excepted; all in their order.
+
+    Of several processes the first one waits for the others, and finds out about all videos.
 
     Raises:
         UserError: a worker process died, or the journal cannot be written.
     """
     found = {name: journal.find(name, data_dir / name) for name in names}
-    new = [name for name, finding in found.items() if finding is None]
-    if len(new) < len(names):
-        logger.info("%d of %d videos are scored already", len(names) - len(new), len(names))
-    with tqdm(total=len(names), initial=len(names) - len(new), unit="video", desc="scoring", disable=None) as bar:
+    new = [name for name in names[share.rank :: share.count] if found[name] is None]
+    known = sum(finding is not None for finding in found.values())
+    if known:
+        logger.info("%d of %d videos are scored already", known, len(names))
+    with tqdm(total=len(names), initial=known, unit="video", desc="scoring", disable=None) as bar:
         for name, finding in _examined(data_dir, new, min(workers, len(new))):
             journal.add(name, data_dir / name, finding)
             found[name] = finding
             bar.update()
+        while share.rank == 0 and (missing := [name for name, finding in found.items() if finding is None]):
+            time.sleep(SECONDS_TO_REFRESH)
+            journal.refresh()
+            found.update((name, journal.find(name, data_dir / name)) for name in missing)
+            bar.update(sum(found[name] is not None for name in missing))
+    if share.rank == 0:
+        journal.merge()
     return found
 
 
@@ -114,8 +161,8 @@ def examine(path: Path) -> Finding:
         os.fspath(path).encode()  # the CSV file is UTF-8
         with VideoReader(path) as reader:
             height, width = reader.size
-            score = video_score(reader)
-            return Finding(reader.num_frames, round(reader.fps, 4), height, width, score)
+            motion = video_motion(reader)
+            return Finding(reader.num_frames, round(reader.fps, 4), height, width, motion)
     except VideoError as error:
         return Finding(error=str(error))
     except UnicodeEncodeError:
@@ -234,9 +281,10 @@ def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histo
     sound = {name: finding for name, finding in findings.items() if name not in broken}
     if not sound:
         raise UserError(f"--videos: all {len(broken)} videos are broken; nothing was written")
-    static = set(sorted(sound, key=lambda name: sound[name].score)[: math.floor(drop_static * len(sound))])
+    scores = {name: finding.motion.score() for name, finding in sound.items()}
+    static = set(sorted(scores, key=scores.__getitem__)[: math.floor(drop_static * len(sound))])
     rows = [
-        (name, f.length, motion_bucket(f.score), f"{f.score:.6f}", f.fps, f.width, f.height)
+        (name, f.length, motion_bucket(scores[name]), f"{scores[name]:.6f}", f.fps, f.width, f.height)
         for name, f in sound.items()
         if name not in static
     ]
@@ -246,7 +294,7 @@ def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histo
         f"left out {len(broken)} broken and {len(static)} static\n"
     )
     try:
-        draw_histogram([finding.score for finding in sound.values()], len(static), histogram)
+        draw_histogram(list(scores.values()), len(static), histogram)
     except ImportError:
         logger.warning("no histogram: matplotlib is not installed (pip install matplotlib)")
     else:

@@ -45,7 +45,7 @@ def run_fingerprint(
         "--svd_config": digest({key: value for key, value in model["params"].items() if key != "sampler_config"}),
         "--train.stage": options.run.stage,
         "--train.pretrained": file_fingerprint(weights),
-        "--train.dataset.init_args.metadata": digest([list(row) for row in rows]),
+        "--train.dataset.init_args.metadata": digest([[value for value in row if value is not None] for row in rows]),
         "--train.latent_cache.folder": cache if folder else None,
         "--environment.seed": options.environment.seed,
         "--train.amp_level": amp,

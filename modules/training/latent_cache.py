@@ -22,7 +22,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -58,6 +58,7 @@ class CachedDataset:
         rows: of the CSV file, one for each video; those that are broken are left out.
         paths: for each video the files of its windows, at least one.
         draws: of conditioning noise in each file.
+        bucket: (index of a row, first frame) -> the motion bucket of the clip there.
 
     Attributes:
         columns: names of what :meth:`read` returns.
@@ -68,8 +69,11 @@ class CachedDataset:
     )  # fmt: skip
     num_broken = 0  # what is broken was left out when the cache was built
 
-    def __init__(self, rows: List[VideoRow], paths: Sequence[List[Path]], draws: int) -> None:
-        self.rows, self._paths, self._draws = rows, paths, draws
+    def __init__(
+        self, rows: List[VideoRow], paths: Sequence[List[Path]], draws: int, bucket: Callable[[int, int], float]
+    ) -> None:
+        self.rows, self.bucket = rows, bucket
+        self._paths, self._draws = paths, draws
 
     def __len__(self) -> int:
         """Number of samples in an epoch."""
@@ -96,15 +100,16 @@ class CachedDataset:
         rounds, window = divmod(epoch, len(self._paths[index]))
         draw = rounds % self._draws
         with open_checkpoint(self._paths[index][window]) as source:
+            start = int(source.read("start"))
             return (
                 np.array(source.read("latents")),
                 np.array(source.read("clip_token")),
                 np.array(source.read("cond_latents")[draw]),
                 np.float32(source.read("cond_augs")[draw]),
                 np.float32(source.read("fps_id")),
-                np.float32(self.rows[index].motion_bucket_id),
+                np.float32(self.bucket(index, start)),
                 np.int32(index),
-                np.int32(source.read("start")),
+                np.int32(start),
             )
 
     def collate(self, rows: Sequence[Tuple[np.ndarray, ...]]) -> Dict[str, np.ndarray]:
@@ -154,7 +159,7 @@ class LatentCache:
         self.seed: int = options.arguments["seed"]
         self.settings = {
             "format": FORMAT,
-            **{name: value for name, value in options.arguments.items() if name not in NOT_OF_CONTENT},
+            **{k: v for k, v in options.arguments.items() if k not in NOT_OF_CONTENT and v is not None},
             "cond_aug": list(self.cond_aug),
             "draws": draws,
             "scale_factor": engine.scale_factor,
@@ -216,13 +221,21 @@ class LatentCache:
             logger.warning("left out %d broken videos: %s%s", len(left_out), ", ".join(left_out[:MAX_NAMES]), more)
         if not paths:
             raise UserError(f"{FLAG}folder: {self.folder} holds no clip: all videos are broken; repair them")
-        return CachedDataset([rows[index] for index in paths], list(paths.values()), self.draws)
+        known = list(paths)
+        return CachedDataset(
+            [rows[index] for index in known],
+            list(paths.values()),
+            self.draws,
+            lambda index, start: self.dataset.bucket(known[index], start),
+        )
 
     def _clips(self, data_dir: Path, windows: int) -> List[Clip]:
         clips = []
         for index, row in enumerate(self.dataset.rows):
             file = os.stat(data_dir / row.path)
             video = {"video": row.path, "bytes": file.st_size, "changed_ns": file.st_mtime_ns, "length": row.length}
+            if row.motion is not None:
+                video["shots"] = [list(shot) for shot in row.motion.shots()]
             for window in range(windows):
                 fingerprint = {**self.settings, **video, "index": index, "window": window}
                 key = digest(fingerprint)[:KEY_DIGITS]

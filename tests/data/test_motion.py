@@ -1,18 +1,19 @@
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from data.motion import FULL_SCORE, clip_score, motion_bucket, motion_score, video_score
+from data.motion import FULL_SCORE, clip_score, motion_bucket, motion_score, video_motion
 from data.video_reader import VideoError, VideoReader
 from tests.data.synthetic_videos import pan, write_video
 
 
 def score_file(path):
     with VideoReader(path) as reader:
-        return video_score(reader)
+        return video_motion(reader).score()
 
 
 def test_buckets_rise_from_0_to_255():
@@ -90,6 +91,100 @@ def test_a_still_video_scores_next_to_nothing_and_noise_little(tmp_path):
     assert motion_bucket(score_file(write_video(tmp_path / "noisy.mp4", noisy))) <= 6
     black = [np.zeros((96, 160, 3), np.uint8)] * 20
     assert motion_bucket(score_file(write_video(tmp_path / "black.mp4", black))) == 0
+
+
+PHOTOGRAPHS = sorted(path.stem for path in (Path(__file__).parents[2] / "examples").glob("*.jpg"))
+SPEEDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
+
+
+def camera(photograph, speed, fps, seconds, blur=0.0):
+    """Frames, uint8 (180, 240, 3), of a camera that moves to the right over an example picture; speed in heights."""
+    scene = cv2.cvtColor(cv2.imread(f"examples/{photograph}.jpg"), cv2.COLOR_BGR2RGB)
+    scene = cv2.GaussianBlur(scene, (0, 0), blur) if blur else scene
+    zoom = 1.2
+    moves = [np.float64([[zoom, 0, 4 + zoom * 180 * speed * i / fps], [0, zoom, 180]])
+             for i in range(round(seconds * fps) + 1)]
+    return [cv2.warpAffine(scene, move, (240, 180), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) for move in moves]
+
+
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+def test_known_speeds(tmp_path, photograph):
+    """Six pictures, still and fast, at a frame rate each that is low, usual or high; all of them in the slow test."""
+    for speed, fps in zip(SPEEDS[::2], (25, 8, 60, 25, 8)):
+        assert_has_speed(tmp_path, photograph, speed, fps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fps", [8, 25, 60])
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+def test_all_known_speeds(tmp_path, photograph, fps):
+    scores = [assert_has_speed(tmp_path, photograph, speed, fps) for speed in SPEEDS]
+    assert sorted(known for known in scores if known) == [known for known in scores if known]
+
+
+def assert_has_speed(tmp_path, photograph, speed, fps):
+    """Within a tenth; in the smoothest picture, at high speed, it may be said that it cannot be told."""
+    path = write_video(tmp_path / "pan.mp4", camera(photograph, speed, fps, min(2.0, 3.2 / speed)), Fraction(fps))
+    try:
+        score = score_file(path)
+    except VideoError as error:
+        assert "how it moves cannot be told" in str(error) and photograph == "sunset" and speed > 1
+        return None
+    assert score == pytest.approx(speed, rel=0.1), (photograph, speed, fps)
+    return score
+
+
+def flat(level, deviation, count=26):
+    noise = np.random.default_rng(0).normal(level, deviation, (count, 180, 240, 3))
+    return list(np.clip(noise, 0, 255).astype(np.uint8))
+
+
+def sky():
+    """A camera over a shade without any detail."""
+    y, x = np.mgrid[:180, :1024]
+    shade = np.repeat((80 + y / 3 + x / 8).astype(np.uint8)[..., None], 3, axis=2)
+    return [shade[:, 20 * i : 240 + 20 * i] for i in range(26)]
+
+
+UNTOLD = {"sky": sky(), "wall": flat(128, 4), "dark": flat(0, 4), "noise": flat(128, 60)}
+
+
+@pytest.mark.parametrize("frames", UNTOLD.values(), ids=UNTOLD)
+def test_what_cannot_be_told_is_named_and_not_scored_low(tmp_path, frames):
+    with pytest.raises(VideoError, match=r"x\.mp4: how it moves cannot be told"):
+        score_file(write_video(tmp_path / "x.mp4", frames))
+
+
+def motion_of(tmp_path, frames):
+    with VideoReader(write_video(tmp_path / "x.mp4", frames)) as reader:
+        return video_motion(reader)
+
+
+def test_shots_end_at_cuts_and_nowhere_else(tmp_path):
+    """A cut between stills, one between fast pans; a flash, a fade, film grain and a shaking hand are none."""
+    still, other = camera("mountain_path", 0, 25, 1), camera("forest_stream", 0, 25, 1)
+    cut = motion_of(tmp_path, still + other)
+    assert cut.shots() == [(0, 24), (26, 51)] and motion_bucket(cut.score()) <= 2
+    fast = motion_of(tmp_path, camera("mountain_path", 1.5, 25, 1) + camera("forest_stream", 1.5, 25, 1))
+    assert fast.shots() == [(0, 24), (26, 51)] and fast.score() == pytest.approx(1.5, rel=0.1)
+    flash = [np.clip(frame + 120.0 * (10 <= i < 12), 0, 255).astype(np.uint8) for i, frame in enumerate(still)]
+    assert motion_of(tmp_path, flash).shots() == [(0, 25)]
+    fade = [(frame * (1 - i / 60)).astype(np.uint8) for i, frame in enumerate(camera("mountain_path", 0.1, 25, 2))]
+    faded = motion_of(tmp_path, fade)
+    assert faded.shots() == [(0, 50)] and faded.score() == pytest.approx(0.1, rel=0.1)
+    places = [(4 * np.sin(0.75 * i), 3 * np.sin(1.1 * i)) for i in range(26)]
+    scene = camera("mountain_path", 0, 1, 0)[0]
+    shaken = [cv2.warpAffine(scene, np.float64([[1, 0, x], [0, 1, y]]), (240, 180)) for x, y in places]
+    assert motion_of(tmp_path, shaken).shots() == [(0, 25)]
+
+
+def test_parts_of_a_video_have_their_own_scores(tmp_path):
+    """Still for two seconds, then a pan."""
+    moving = camera("forest_stream", 0.2, 25, 2)
+    motion = motion_of(tmp_path, [moving[0]] * 50 + moving)
+    assert motion.shots() == [(0, 100)]
+    assert motion_bucket(motion.score(0, 48)) <= 1 and abs(motion_bucket(motion.score(52, 100)) - 197) <= 2
+    assert motion.score() == pytest.approx(0.1, rel=0.1)
 
 
 def test_half_of_the_picture_moving_scores_about_half():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from data.metadata_csv import COLUMNS, write_rows
+from data.motion import Motion, Piece, motion_bucket
+from data.motion_journal import Finding, Journal
 from data.video_dataset import VideoDataset
 from gm.errors import UserError
 from tests.data.synthetic_videos import frame_number, write_cut_off, write_numbered
@@ -52,7 +54,7 @@ def test_a_sample(make):
         assert sample["frames"].shape == (4, 3, 96, 160) and sample["frames"].dtype == np.float32
         assert -1.0 <= sample["frames"].min() < -0.7 and 0.7 < sample["frames"].max() <= 1.0
         assert (sample["video"], sample["start"].dtype) == (index, np.int32)
-        assert 0 <= sample["start"] <= length - 20
+        assert 0 <= sample["start"] <= length - 16
         assert numbers(sample) == [sample["start"] + 5 * i for i in range(4)]
         assert sample["fps"].dtype == np.float32 == sample["motion_bucket_id"].dtype
         assert sample["fps"] == pytest.approx((30 if name == "a.mp4" else 25) / 5, rel=1e-5)
@@ -74,7 +76,7 @@ def test_a_sample_depends_on_nothing_but_seed_epoch_and_index(make):
 def test_starts_reach_both_ends(make):
     dataset = make(rows=[("sub/e.mp4", 21, 0)], frames=3, step=6)
     starts = {int(dataset.sample(epoch, 0)["start"]) for epoch in range(60)}
-    assert starts == {0, 1, 2, 3}
+    assert starts == set(range(9))
 
 
 def test_crop_and_flip_do_not_change_the_clips_drawn(make):
@@ -164,7 +166,8 @@ def test_the_only_video_or_a_share_of_zero_forgives_nothing(make):
 
 
 def test_more_frames_than_any_clip_has(make):
-    with pytest.raises(UserError, match=r"init_args\.frames: no usable row in .*videos\.csv.* 14 x 5 = 70.* has 50 fr"):
+    numbers = r"\(14 - 1\) x 5 \+ 1 = 66, .* has 50 frames"
+    with pytest.raises(UserError, match=rf"init_args\.frames: no usable row in .*videos\.csv: .*{numbers}"):
         make(frames=14)
 
 
@@ -185,3 +188,57 @@ def test_wrong_folder_or_file(make, data_dir, tmp_path):
         VideoDataset(data_dir, tmp_path / "none.csv", 4)
     with pytest.raises(UserError, match=r"row 3: no file gone\.mp4"):
         make([("a.mp4", 30, 0), ("gone.mp4", 30, 0)])
+
+
+def test_just_enough_frames_are_enough(make):
+    dataset = make([("sub/e.mp4", 21, 0)], frames=5, step=5)
+    assert {int(dataset.sample(epoch, 0)["start"]) for epoch in range(5)} == {0}
+
+
+@pytest.fixture
+def scored(make, tmp_path):
+    """A still half and a moving one, a cut between, as score_motion.py leaves them."""
+    pieces = (Piece(0, 12, 0.0), Piece(12, 24, 0.0), Piece(25, 37, 0.1), Piece(37, 49, 0.3))
+    motion = Motion(pieces)
+    journal = Journal(tmp_path / "videos.csv.journal")
+    journal.add("d.mkv", tmp_path / "d.mkv", Finding(50, 25.0, 96, 160, motion))
+
+    def scored(bucket=None, **kwargs):
+        return make([("d.mkv", 50, motion_bucket(motion.score()) if bucket is None else bucket)], **kwargs)
+
+    return scored
+
+
+def test_a_clip_has_the_motion_of_its_own_frames_and_crosses_no_cut(scored):
+    samples = [scored().sample(epoch, 0) for epoch in range(60)]
+    starts = [int(sample["start"]) for sample in samples]
+    assert {start for start in starts if start <= 24 - 15} and {start for start in starts if start >= 25}
+    assert not [start for start in starts if 24 - 15 < start < 25]
+    want = {start: motion_bucket((0.1 * max(0, 37 - start) + 0.3 * (start + 15 - max(37, start))) / 15)
+            for start in starts if start >= 25}
+    for sample in samples:
+        assert sample["motion_bucket_id"] == want.get(int(sample["start"]), 0)
+
+
+def test_a_bucket_that_someone_wrote_into_the_csv_counts_for_all_of_the_video(scored):
+    assert {float(scored(bucket=7).sample(epoch, 0)["motion_bucket_id"]) for epoch in range(20)} == {7}
+
+
+def test_a_fixed_bucket_and_rate(scored):
+    sample = scored(motion_bucket_id=99.0, fps=6.0).sample(0, 0)
+    assert (sample["motion_bucket_id"], sample["fps"]) == (99, 6)
+
+
+def test_shots_that_are_too_short_leave_nothing(scored):
+    with pytest.raises(UserError, match=r"no usable row.* \(6 - 1\) x 5 \+ 1 = 26, .*has 50 frames, cuts aside"):
+        scored(frames=6)
+
+
+def test_enlarging_and_cropping_much_is_said_once(make, caplog):
+    with caplog.at_level(logging.WARNING):
+        dataset = make(height=256, width=64)
+        for index in range(4):
+            dataset.sample(0, index)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and "a.mp4 is enlarged 2.7 times, from 160x96 for 64x256" in lines[0]
+    assert "a.mp4 keeps a share of 0.15 of its area" in lines[1]

@@ -22,7 +22,7 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
         (["--train.epochs=many"], "--train.epochs: many cannot be used; expected a whole number"),
         ([f"{CLIPS}data_dir=/nowhere"], "/nowhere"),
         ([f"{CLIPS}metadata=/nowhere.csv"], "--train.dataset.init_args.metadata: cannot read /nowhere.csv"),
-        ([f"{CLIPS}frames=100"], "frames x step = 100 x 2 = 200, and the longest of its 4 videos has 12"),
+        ([f"{CLIPS}frames=100"], "(100 - 1) x 2 + 1 = 199, and the longest of its 4 videos has 12"),
         ([f"{CLIPS}height=70"], f"{CLIPS}height: 70 cannot be used; expected a multiple of 64"),
         (["--train.dataset.class_path=my.Videos"], "--train.dataset.class_path: my.Videos cannot be used"),
         (["--train.dataloader.batch_size=5"], "4 usable videos do not fill one batch of 5"),
@@ -74,7 +74,7 @@ def test_a_flag_that_cannot_be_used(place, tmp_path, flags, line):
         ("path,length,motion_bucket_id\n0.mp4,12,256\n", "256"),
         ("path,length,motion_bucket_id\n9.mp4,12,3\n", "9.mp4"),
         ("path,length,motion_bucket_id\n", "holds no video below its header"),
-        ("path,length,motion_bucket_id\n0.mp4,3,3\n", "no usable row"),
+        ("path,length,motion_bucket_id\n0.mp4,2,3\n", "no usable row"),
     ],
 )
 def test_a_csv_that_cannot_be_used(place, tmp_path, csv, line):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.motion import motion_bucket
+from data.motion import Motion, Piece, motion_bucket
+from data.motion_journal import Finding, Journal
 from data.video_dataset import VideoDataset
 from gm.errors import UserError
 from svd_tools import score_motion
-from svd_tools.score_journal import Finding, Journal
 from tests.data.synthetic_videos import pan, write_cut_off, write_video
 
 SCRIPT = Path(score_motion.__file__)
@@ -188,8 +188,9 @@ def test_a_journal_of_another_method_is_not_used(tmp_path):
     video = tmp_path / "a.mp4"
     video.touch()
     journal = Journal(tmp_path / "j")
-    journal.add("a.mp4", video, Finding(3, 25.0, 4, 5, 0.1))
-    assert Journal(tmp_path / "j").find("a.mp4", video) == Finding(3, 25.0, 4, 5, 0.1)
+    finding = Finding(3, 25.0, 4, 5, Motion((Piece(0, 2, 0.1),)))
+    journal.add("a.mp4", video, finding)
+    assert Journal(tmp_path / "j").find("a.mp4", video) == finding
     lines = (tmp_path / "j").read_text().splitlines()
     (tmp_path / "j").write_text("\n".join([json.dumps({"method": {}}), *lines[1:]]) + "\n")
     assert Journal(tmp_path / "j").find("a.mp4", video) is None
