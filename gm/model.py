@@ -2,7 +2,7 @@
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -38,6 +38,7 @@ class DiffusionEngine:
         sampler: with its discretization and guider.
         scale_factor: what latents are multiplied by before diffusion.
         height, width: what the model was trained for; pixels.
+        conditioner_prefix: of the embedders' names in the checkpoint.
 
     Attributes:
         backend: what :func:`gm.backend.operators.inference` is given beside the network: how it is compiled, if it is.
@@ -60,6 +61,7 @@ class DiffusionEngine:
         scale_factor: float = 0.18215,
         height: int = 576,
         width: int = 1024,
+        conditioner_prefix: str = "conditioner.",
     ) -> None:
         self.denoiser, self.sampler, self.scale_factor = denoiser, sampler, scale_factor
         self.height, self.width = height, width
@@ -69,7 +71,7 @@ class DiffusionEngine:
         self.progress: Callable[[str], Callable] = progress_bar
         self.watch: Optional[Callable[[Conditioning, np.ndarray], None]] = None
         self._cache: Optional[FeatureCache] = None
-        self.conditioner = ModelPart(conditioner, "conditioner.", "image encoders", _used_in_conditioning)
+        self.conditioner = ModelPart(conditioner, conditioner_prefix, "encoders", _used_in_conditioning)
         self.network = ModelPart(network, "model.diffusion_model.", "UNet")
         self.first_stage = ModelPart(first_stage, "first_stage_model.", "decoder", _used_in_decoding)
 
@@ -112,25 +114,29 @@ class DiffusionEngine:
             if not part.offload:
                 part.load()
 
-    def condition(self, batch: Dict[str, np.ndarray]) -> Conditioning:
-        """The conditioning of a batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
+    def condition(self, *batches: Mapping[str, Any]) -> Tuple[Conditioning, ...]:
+        """The conditioning of each batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
         with self.conditioner as conditioner, inference(alone=True):
-            return conditioner.condition(batch, self.tile_size)
+            return tuple(conditioner.condition(batch, self.tile_size) for batch in batches)
 
-    def sample(self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(
+        self, cond: Conditioning, noise: np.ndarray, rng: np.random.Generator, uncond: Optional[Conditioning] = None
+    ) -> np.ndarray:
         """Denoises latents.
 
         Args:
             cond: (b, …).
             noise: (b, k, z, h, w), unit Gaussian: k images to each row of the conditioning.
             rng: for samplers that add noise on the way.
+            uncond: of the same b rows, what guidance leads away from; by default `cond` without its image.
 
         Returns:
             Latents (b, k, z, h, w), still multiplied by the scale factor.
         """
         with self.network as network, inference(None, True, network, **self.backend):
             evaluate = _network_function(self.network, self._features_of(network))
-            denoise = _guided(self.denoiser, self.sampler.guider, evaluate, cond, network.model_channels)
+            halves = cond.unconditional() if uncond is None else uncond, cond
+            denoise = _guided(self.denoiser, self.sampler.guider, evaluate, *halves, network.model_channels)
             if self.watch is not None:
                 denoise = _watched(denoise, partial(self.watch, cond))
             return self.sampler(denoise, noise, rng, self.progress("sampling"))
@@ -200,12 +206,13 @@ def _watched(denoise: Callable, watch: Callable[[np.ndarray], None]) -> Callable
 def _network_function(part: ModelPart, cache: Optional[FeatureCache]) -> Callable:
     """The UNet on host arrays: (x, c_noise, cond) -> F, all with b rows."""
     network, dtype = part.net, part.dtype
-    constants: Dict[int, Tuple[Conditioning, Tensor, Tensor]] = {}  # by the conditioning's identity
+    constants: Dict[int, Tuple[Conditioning, List[Tensor]]] = {}  # by the conditioning's identity
 
-    def constant_inputs(cond: Conditioning) -> Tuple[Tensor, Tensor]:
+    def constant_inputs(cond: Conditioning) -> List[Tensor]:
         if id(cond) not in constants:
-            constants[id(cond)] = cond, Tensor(cond.crossattn, dtype), Tensor(cond.vector, dtype)
-        return constants[id(cond)][1:]
+            parts = [part for part in (cond.crossattn, cond.vector) if part is not None]
+            constants[id(cond)] = cond, [Tensor(part, dtype) for part in parts]
+        return constants[id(cond)][1]
 
     def evaluate(x: np.ndarray, c_noise: np.ndarray, cond: Conditioning) -> np.ndarray:
         b, k, _, h, w = x.shape
@@ -216,10 +223,11 @@ def _network_function(part: ModelPart, cache: Optional[FeatureCache]) -> Callabl
     return evaluate
 
 
-def _guided(denoiser: Denoiser, guider: Guider, evaluate: Callable, cond: Conditioning, channels: int) -> Callable:
+def _guided(
+    denoiser: Denoiser, guider: Guider, evaluate: Callable, uncond: Conditioning, cond: Conditioning, channels: int
+) -> Callable:
     """(x, σ) -> the guided estimate of the clean latents."""
-    uncond = cond.unconditional()
-    both = Conditioning(*(np.concatenate(pair) for pair in zip(uncond, cond)))
+    both = uncond.joined(cond)
     one_batch = guider.interval == EVERY_SIGMA  # else steps of either kind would be compiled separately
 
     def denoise(x: np.ndarray, sigma: float) -> np.ndarray:

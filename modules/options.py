@@ -6,7 +6,7 @@ from typing import Annotated, Dict, Literal, Optional, Tuple, Union
 from data.motion import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
 from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
-from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler
+from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler, with_parts
 from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization, Sigma
 from modules.video_guidance import GUIDERS
 
@@ -137,14 +137,12 @@ def choose_sampler(current: Sampler, options: SamplingOptions) -> Sampler:
     Raises:
         OptionError: options that contradict each other.
     """
-    kind = SAMPLERS.get(options.sampler, type(current))
-    sampler = current if kind is type(current) else kind(current.discretization, current.guider, current.num_steps)
-    sampler.guider = _choose_guider(current.guider, options)
-    sampler.num_steps = options.sampling_steps or current.num_steps
-    schedule = SCHEDULES.get(options.schedule, type(current.discretization))
-    if not isinstance(current.discretization, schedule):
-        sampler.discretization = schedule(sigma_max=SVD_SIGMA_MAX) if schedule is EDMDiscretization else schedule()
-    return sampler
+    discretization = current.discretization
+    schedule = SCHEDULES.get(options.schedule, type(discretization))
+    if not isinstance(discretization, schedule):
+        discretization = schedule(sigma_max=SVD_SIGMA_MAX) if schedule is EDMDiscretization else schedule()
+    guider = _choose_guider(current.guider, options)
+    return with_parts(current, options.sampler, options.sampling_steps, discretization, guider)
 
 
 def _choose_guider(current: Guider, options: SamplingOptions) -> Guider:

@@ -172,7 +172,7 @@ def generate(
         UserError: the latents or the frames are not finite numbers.
     """
     image_noise, noise = noises
-    cond = engine.condition(conditioning_inputs(pixels, image_noise, **options.numbers()))
+    (cond,) = engine.condition(conditioning_inputs(pixels, image_noise, **options.numbers()))
     latents = _finite(engine.sample(cond, noise, rng), "latents")
     return _finite(engine.decode(latents, options.decode_chunk_size), "frames")
 

@@ -142,10 +142,13 @@ class SpatialVideoTransformer(SpatialTransformer):
         heads, head_dim: of every attention.
         context_dim: width of the conditioning tokens.
         depth: number of spatial and of temporal blocks.
+        linear: as in the parent class.
     """
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context_dim: int, depth: int = 1) -> None:
-        super().__init__(channels, heads, head_dim, context_dim, depth)
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, context_dim: int, depth: int = 1, linear: bool = True
+    ) -> None:
+        super().__init__(channels, heads, head_dim, context_dim, depth, linear)
         inner = self.inner
         self.time_stack = nn.CellList([TemporalBlock(inner, heads, head_dim, context_dim) for _ in range(depth)])
         self.time_pos_embed = timestep_mlp(inner, inner * 4, inner)

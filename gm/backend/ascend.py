@@ -1,5 +1,7 @@
 """Operators on Ascend: fused attention; the rest is MindSpore's own there."""
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Tensor, ops
 
@@ -13,10 +15,10 @@ FLASH_DTYPES = (ms.float16, ms.bfloat16)
 class AscendOperators(Operators):
     """MindSpore's own operators, and the fused attention in half precision."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         """See :meth:`Operators.attention`."""
-        if q.dtype not in FLASH_DTYPES:
-            return super().attention(q, k, v)
+        if q.dtype not in FLASH_DTYPES or bias is not None:
+            return super().attention(q, k, v, bias)
         b, h, n, d = q.shape
         blocks = []
         for first in range(0, b, FLASH_MAX_BATCH):

@@ -90,8 +90,8 @@ class Operators:
         """x·Φ(x), Φ being the standard normal distribution function (Hendrycks & Gimpel 2016), exact."""
         return ops.gelu(x.astype(ms.float32), approximate="none").astype(x.dtype)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / √d) v: (b, h, n, d), (b, h, m, d) twice -> (b, h, n, d).
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """softmax(q kᵀ / √d + bias) v: (b, h, n, d), (b, h, m, d) twice, (n, m) or None -> (b, h, n, d).
 
         All scores are never held at once: it runs over blocks of heads and, if one head's scores exceed the budget, of
         queries.
@@ -106,17 +106,20 @@ class Operators:
         for first in range(0, b * h, heads):
             q_block, k_block, v_block = part(q, first, heads), part(k, first, heads), part(v, first, heads)
             if queries == n:
-                blocks.append(self.attention_block(q_block, k_block, v_block))
+                blocks.append(self.attention_block(q_block, k_block, v_block, bias))
                 continue
             rows = []
             for start in range(0, n, queries):
-                rows.append(self.attention_block(q_block[:, start : min(start + queries, n)], k_block, v_block))
+                stop = min(start + queries, n)
+                rows_bias = None if bias is None else bias[start:stop]
+                rows.append(self.attention_block(q_block[:, start:stop], k_block, v_block, rows_bias))
             blocks.append(ops.cat(rows, axis=1))
         return self.reshape(joined(blocks), (b, h, n, d))
 
-    def attention_block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ) v of (bh, n, d), all scores at once, softmax and its sum in fp32."""
-        weights = _SOFTMAX(_SCORES(q, k).astype(ms.float32))  # bh n m
+    def attention_block(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """softmax(q kᵀ + bias) v of (bh, n, d), all scores at once, softmax and its sum in fp32."""
+        scores = _SCORES(q, k).astype(ms.float32)  # bh n m
+        weights = _SOFTMAX(scores if bias is None else scores + bias)
         return _VALUES(weights.astype(v.dtype), v)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from gm.errors import UserError
 # and of any other.
 WHOLE_NUMBERS = Range(1, 16384)
 LIMITS: Mapping[str, Range] = {
+    "adm_in_channels": Range(0, 16384),
     "channel_mult": Range(1, 64),
     "ch_mult": Range(1, 64),
     "layers": Range(1, 256),
     "num_frames": Range(1, 1024),
+    "num_heads": Range(0, 1024),
     "num_res_blocks": Range(1, 32),
     "scale_factor": Range(1e-6, 1e6),
     "transformer_depth": Range(1, 32),
@@ -44,6 +46,14 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "gm.networks.autoencoder.Decoder": (_REFERENCE + "model.Decoder", _SGM + "model.Decoder", "gm.autoencoder.Decoder"),
     "gm.networks.autoencoder.Encoder": (_REFERENCE + "model.Encoder", _SGM + "model.Encoder", "gm.autoencoder.Encoder"),
     "gm.networks.clip.OpenCLIP": ("gm.clip.OpenCLIP",),
+    "gm.networks.clip.OpenCLIPText": (),
+    "gm.networks.clip_text_model.CLIPTextModel": (),
+    "gm.networks.conditioner.CondStageModel": (),
+    "gm.networks.text.FrozenCLIPEmbedder": (),
+    "gm.networks.text.FrozenOpenCLIPEmbedder": (),
+    "gm.networks.text.FrozenOpenCLIPEmbedder2": (),
+    "gm.networks.unet.UNet": (),
+    "gm.text_model.TextToImageEngine": (),
     "gm.networks.clip.VisionTransformer": ("gm.clip.VisionTransformer",),
     "gm.networks.conditioner.ConcatTimestepEmbedderND": (
         "gm.modules.embedders.modules.ConcatTimestepEmbedderND",
@@ -59,6 +69,8 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "gm.sampling.denoiser.Denoiser": (
         _REFERENCE + "denoiser.Denoiser", _SGM + "denoiser.Denoiser", "gm.denoiser.Denoiser",
     ),
+    "gm.sampling.denoiser.EpsScaling": (),
+    "gm.sampling.denoiser.VScaling": (),
     "gm.sampling.denoiser.VScalingWithEDMcNoise": (
         _REFERENCE + "denoiser_scaling.VScalingWithEDMcNoise", _SGM + "denoiser_scaling.VScalingWithEDMcNoise",
         "gm.denoiser.VScalingWithEDMcNoise",
@@ -78,6 +90,7 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         _SGM + "sampling.EulerEDMSampler", "gm.sampler.EulerEDMSampler",
     ),
     "gm.sampling.samplers.HeunEDMSampler": ("gm.sampler.HeunEDMSampler",),
+    "gm.sampling.schedules.LegacyDDPMDiscretization": (),
     "gm.sampling.schedules.AlignYourStepsDiscretization": ("gm.discretizer.AlignYourStepsDiscretization",),
     "gm.sampling.schedules.EDMDiscretization": (
         _REFERENCE + "discretizer.EDMDiscretization", _SGM + "discretizer.EDMDiscretization",

@@ -14,6 +14,7 @@ from gm.networks.layers import (
     GroupNorm,
     LayerNorm,
     Linear,
+    PointwiseConv,
     SiLU,
     UpsamplingConv,
     from_tokens,
@@ -124,16 +125,20 @@ class SpatialTransformer(nn.Cell):
         heads, head_dim: of every attention.
         context_dim: width of the context's tokens.
         depth: number of blocks.
+        linear: whether the layers before and after them are stored as matrices, not as 1x1 convolutions.
     """
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context_dim: int, depth: int = 1) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, context_dim: int, depth: int = 1, linear: bool = True
+    ) -> None:
         super().__init__()
         self.inner = heads * head_dim
+        projection = Linear if linear else PointwiseConv
         blocks = [TransformerBlock(self.inner, heads, head_dim, context_dim) for _ in range(depth)]
         self.norm = GroupNorm(channels, TRANSFORMER_EPS)
-        self.proj_in = Linear(channels, self.inner)
+        self.proj_in = projection(channels, self.inner)
         self.transformer_blocks = nn.CellList(blocks)
-        self.proj_out = Linear(self.inner, channels, zero_init=True)
+        self.proj_out = projection(self.inner, channels, zero_init=True)
 
     def construct(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""

@@ -1,17 +1,28 @@
-"""The image tower of OpenCLIP's ViT-H/14 (Radford et al. 2021; Ilharco et al. 2021), in the published names."""
+"""The towers of CLIP (Radford et al. 2021) and OpenCLIP (Ilharco et al. 2021), in the published names."""
 
+from typing import Optional, Tuple
+
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, initializer
 
 from gm.backend import operators
 from gm.networks.layers import Conv2d, LayerNorm, Linear, in_type, to_tokens
+from gm.networks.tokenizer import TEXT_CONTEXT
 
-TEXT_CONTEXT = 77  # tokens of CLIP's text tower
+VOCABULARY = 49408  # tokens that a text tower knows
 
 
 def _normal(*shape: int) -> Parameter:
     return Parameter(initializer(Normal(shape[-1] ** -0.5), shape, mstype.float32))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Attention whose heads are joined again: b h n d, three times -> b n (h d)."""
+    b, h, n, d = q.shape
+    out = operators.current.permute(operators.current.attention(q, k, v, bias), (0, 2, 1, 3))
+    return operators.current.reshape(out, (b, n, h * d))
 
 
 class SelfAttention(nn.Cell):
@@ -25,16 +36,14 @@ class SelfAttention(nn.Cell):
         self.out_proj = Linear(width, width)
         self.compute_dtype = None
 
-    def construct(self, x: Tensor) -> Tensor:
-        """(b, n, c) -> (b, n, c)."""
+    def construct(self, x: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """x: (b, n, c); bias: what is added to the scores, (n, n) -> (b, n, c)."""
         b, n, c = x.shape
         x, weight = in_type(self.compute_dtype, x, self.in_proj_weight)
         qkv = operators.current.linear(x, weight, self.in_proj_bias)
         qkv = operators.current.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
         qkv = operators.current.permute(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
-        out = operators.current.attention(qkv[0], qkv[1], qkv[2])
-        out = operators.current.permute(out, (0, 2, 1, 3))  # b h n d -> b n h d
-        return self.out_proj(operators.current.reshape(out, (b, n, c)))
+        return self.out_proj(attend(qkv[0], qkv[1], qkv[2], bias))
 
 
 class MLP(nn.Cell):
@@ -59,8 +68,8 @@ class ResidualAttentionBlock(nn.Cell):
         self.ln_2 = LayerNorm(width)
         self.mlp = MLP(width, mlp_width)
 
-    def construct(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def construct(self, x: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), bias)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -129,23 +138,81 @@ class OpenCLIP(nn.Cell):
         text_width: of the text tower.
     """
 
-    def __init__(self, visual: VisionTransformer, vocab_size: int = 49408, text_width: int = 1024) -> None:
+    def __init__(self, visual: VisionTransformer, vocab_size: int = VOCABULARY, text_width: int = 1024) -> None:
         super().__init__()
         self.visual = visual
         if vocab_size:
-            self.positional_embedding = _normal(TEXT_CONTEXT, text_width)
-            self.text_projection = _normal(text_width, visual.output_dim)
-            self.logit_scale = Parameter(initializer("zeros", (), mstype.float32))
-            self.token_embedding = TokenEmbedding(vocab_size, text_width)
-            self.ln_final = LayerNorm(text_width)
+            _add_text_ends(self, vocab_size, text_width, visual.output_dim)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.visual(x)
 
 
-class TokenEmbedding(nn.Cell):
-    """The text tower's embedding table: kept, never looked up."""
+class OpenCLIPText(nn.Cell):
+    """The text tower.
+
+    Args:
+        vocab_size: tokens that it knows.
+        width, layers, heads: of the transformer (ViT-H: 1024, 24, 16; ViT-bigG: 1280, 32, 20).
+        mlp_width: of its MLPs (four times the width).
+        output_dim: of the embedding of a whole text.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = VOCABULARY,
+        width: int = 1024,
+        layers: int = 24,
+        heads: int = 16,
+        mlp_width: int = 4096,
+        output_dim: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.transformer = Transformer(width, layers, heads, mlp_width)
+        _add_text_ends(self, vocab_size, width, output_dim)
+        self.bias = causal_bias(TEXT_CONTEXT)
+
+    def construct(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(b, 77) -> what the last block takes and gives, (b, 77, c) twice."""
+        x = operators.current.add(self.token_embedding(tokens), self.positional_embedding.expand_dims(0))
+        return last_two(self.transformer.resblocks, x, self.bias)
+
+    def pooled(self, x: Tensor, ends: Tensor) -> Tensor:
+        """The embedding of whole texts, from what the last block gives at their ends: (b, 77, c), (b,) -> (b, c')."""
+        return ops.matmul(self.ln_final(x)[ops.arange(x.shape[0]), ends], self.text_projection)
+
+
+def _add_text_ends(cell: nn.Cell, vocab_size: int, width: int, output_dim: int) -> None:
+    """Gives a cell the parameters before and after the text tower's transformer."""
+    cell.positional_embedding = _normal(TEXT_CONTEXT, width)
+    cell.text_projection = _normal(width, output_dim)
+    cell.logit_scale = Parameter(initializer("zeros", (), mstype.float32))
+    cell.token_embedding = Embedding(vocab_size, width)
+    cell.ln_final = LayerNorm(width)
+
+
+class Embedding(nn.Cell):
+    """A table with a row for each token."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
         self.weight = _normal(vocab_size, width)
+
+    def construct(self, tokens: Tensor) -> Tensor:
+        """(b, n) -> (b, n, c)."""
+        return ops.gather(self.weight, tokens, 0)
+
+
+def causal_bias(n: int) -> Tensor:
+    """What, added to attention's scores, hides each token's successors: (n, n)."""
+    return Tensor(np.triu(np.full((n, n), -np.inf, np.float32), 1))
+
+
+def last_two(blocks: nn.CellList, x: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor]:
+    """What the last of some blocks takes and gives."""
+    before = x
+    for block in blocks:
+        before = x
+        x = block(x, bias)
+    return before, x

@@ -1,7 +1,7 @@
 """The embedders, and all of them together: a batch of named inputs to the UNet's three kinds of conditioning."""
 
 from functools import partial
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -18,9 +18,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Conditioning(NamedTuple):
     """What the UNet is conditioned on (host arrays, fp32)."""
 
-    vector: np.ndarray  # (b, 768): embedded numbers, such as fps_id, motion_bucket_id and cond_aug
+    vector: Optional[np.ndarray]  # (b, 768): embedded numbers, such as fps_id, motion_bucket_id and cond_aug
     crossattn: np.ndarray  # (b, n, 1024): CLIP tokens
-    concat: np.ndarray  # (b, 4, h, w): latent of the conditioning image
+    concat: Optional[np.ndarray]  # (b, 4, h, w): latent of the conditioning image
 
     def beside(self, x: np.ndarray) -> np.ndarray:
         """Noisy latents, each with the image's latent behind its channels: what the UNet sees, sampling and training.
@@ -29,9 +29,11 @@ class Conditioning(NamedTuple):
             x: (b, t, c, h, w), multiplied by c_in.
 
         Returns:
-            (b·t, c + 4, h, w).
+            (b·t, c + 4, h, w), or (b·t, c, h, w) where there is no image.
         """
-        b, t, _, h, w = x.shape
+        b, t, c, h, w = x.shape
+        if self.concat is None:
+            return x.reshape(b * t, c, h, w)
         image = np.broadcast_to(self.concat[:, None], (b, t, *self.concat.shape[1:]))
         return np.concatenate([x, image], axis=2).reshape(b * t, -1, h, w)  # b t c h w -> (b t) c h w
 
@@ -48,6 +50,13 @@ class Conditioning(NamedTuple):
         every = np.ones(len(self.vector), bool)
         return self.without(every, every)
 
+    def joined(self, other: "Conditioning") -> "Conditioning":
+        """The samples of both. Tokens are repeated to the same number, which leaves attention over them as it is."""
+        count = np.lcm(self.crossattn.shape[1], other.crossattn.shape[1])
+        tokens = [np.tile(one.crossattn, (1, count // one.crossattn.shape[1], 1)) for one in (self, other)]
+        pairs = zip(self._replace(crossattn=tokens[0]), other._replace(crossattn=tokens[1]))
+        return Conditioning(*(None if first is None else np.concatenate([first, second]) for first, second in pairs))
+
 
 class Embedder(nn.Cell):
     """Turns one named input into a part of the conditioning.
@@ -63,16 +72,23 @@ class Embedder(nn.Cell):
     downsampling = 0
 
     def prepare(self, value: np.ndarray) -> np.ndarray:
-        """From a batch's array, numbers (b,) or pixels (b, 3, H, W), range -1..1, to what the network takes."""
+        """From a batch's array, numbers (b,) or (b, k) or pixels (b, 3, H, W), -1..1, to what the network takes."""
         return value
+
+    def embed(self, value: Any, tile_size: int = 0) -> Dict[str, np.ndarray]:
+        """A batch's input as parts of the conditioning, by kind; see :meth:`GeneralConditioner.embed`."""
+        prepared, unit = self.prepare(value.astype(np.float32)), self.downsampling
+        embed = partial(_on_host, self)
+        return {self.output: in_tiles(embed, prepared, tile_size // unit, (unit, 1)) if unit else embed(prepared)}
 
 
 class ConcatTimestepEmbedderND(Embedder):
-    """A sinusoidal embedding of one number.
+    """A sinusoidal embedding of one number, or of several.
 
     Args:
-        outdim: width of the embedding (256).
-        input_key: the number's name: fps_id, motion_bucket_id or cond_aug.
+        outdim: width of each number's embedding (256).
+        input_key: the name: fps_id, motion_bucket_id, cond_aug, or XL's original_size_as_tuple,
+            crop_coords_top_left, target_size_as_tuple.
     """
 
     output = "vector"
@@ -82,8 +98,8 @@ class ConcatTimestepEmbedderND(Embedder):
         self.outdim, self.input_key = outdim, input_key
 
     def construct(self, x: Tensor) -> Tensor:
-        """(b,) -> (b, outdim), to be concatenated into the vector."""
-        return sinusoidal_embedding(x, self.outdim)
+        """(b,) or (b, k) -> (b, k·outdim), to be concatenated into the vector."""
+        return sinusoidal_embedding(x.reshape(-1), self.outdim).reshape(x.shape[0], -1)
 
 
 class FrozenOpenCLIPImageEmbedder(nn.Cell):
@@ -119,32 +135,43 @@ class GeneralConditioner(nn.Cell):
         super().__init__()
         self.embedders = nn.CellList(embedders)
 
-    def embed(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Dict[str, np.ndarray]:
+    def embed(self, batch: Mapping[str, Any], tile_size: int = 0) -> Dict[str, np.ndarray]:
         """The conditioning of each kind that the batch has inputs for, from host arrays to host arrays.
 
         Args:
-            batch: `input_key` -> numbers (b,) or pixels (b, 3, H, W), range -1..1; embedders without an input rest.
+            batch: `input_key` -> numbers (b,) or (b, k), pixels (b, 3, H, W), range -1..1, or what the embedder itself
+                says; embedders without an input rest.
             tile_size: pixels that the autoencoder takes at once, up and across (:mod:`gm.networks.tiling`); 0 for any.
         """
         parts: Dict[str, List[np.ndarray]] = {}
         for embedder in self.embedders:
             if embedder.input_key not in batch:
                 continue
-            value = embedder.prepare(batch[embedder.input_key].astype(np.float32))
-            if embedder.downsampling:
-                unit = embedder.downsampling
-                out = in_tiles(partial(_on_host, embedder), value, tile_size // unit, (unit, 1))
-            else:
-                out = _on_host(embedder, value)
-            parts.setdefault(embedder.output, []).append(out)
-        return {kind: np.concatenate(values, axis=1) for kind, values in parts.items()}
+            for kind, part in embedder.embed(batch[embedder.input_key], tile_size).items():
+                parts.setdefault(kind, []).append(part)
+        axes = {"vector": 1, "crossattn": 2, "concat": 1}  # of what embedders give beside each other
+        return {kind: np.concatenate(values, axes[kind]) for kind, values in parts.items()}
 
-    def condition(self, batch: Dict[str, np.ndarray], tile_size: int = 0) -> Conditioning:
-        """All three kinds; see :meth:`embed`. Raises a KeyError if an embedder's input is missing."""
+    def condition(self, batch: Mapping[str, Any], tile_size: int = 0) -> Conditioning:
+        """All kinds; see :meth:`embed`. Raises a KeyError if an embedder's input is missing."""
         missing = {embedder.input_key for embedder in self.embedders} - set(batch)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
-        return Conditioning(**self.embed(batch, tile_size))
+        return Conditioning(**{"vector": None, "concat": None, **self.embed(batch, tile_size)})
+
+
+class CondStageModel(GeneralConditioner):
+    """One embedder whose parameters have its own names: `cond_stage_model` of Stable Diffusion 1 and 2.
+
+    Args:
+        embedder: an :class:`Embedder`.
+    """
+
+    def __init__(self, embedder: nn.Cell) -> None:
+        nn.Cell.__init__(self)
+        self.embedders = (embedder,)
+        for name, cell in embedder.name_cells().items():
+            self.insert_child_to_cell(name, cell)
 
 
 def _on_host(embedder: nn.Cell, value: np.ndarray) -> np.ndarray:

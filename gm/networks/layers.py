@@ -48,6 +48,20 @@ class Linear(nn.Cell):
         return operators.current.geglu(x, weight, self.bias)
 
 
+class PointwiseConv(Linear):
+    """A 1x1 convolution over pixels that are tokens, (b, n, c): a linear layer whose weight is (o, i, 1, 1)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, zero_init: bool = False) -> None:
+        super().__init__(in_features, out_features, bias, zero_init)
+        shape = (out_features, in_features, 1, 1)
+        self.weight = Parameter(_uniform(shape, in_features, zero_init))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(b, n, i) -> (b, n, o)."""
+        x, weight = in_type(self.compute_dtype, x, self.weight)
+        return operators.current.linear(x, operators.current.late(weight, weight.shape[:2], x), self.bias)
+
+
 def in_type(dtype: Optional[ms.Type], x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
     """Both in the type to compute in; None leaves them as they are."""
     return (x, weight) if dtype is None else (x.astype(dtype), weight.astype(dtype))

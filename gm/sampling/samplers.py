@@ -4,15 +4,17 @@ They work on host arrays: a clip's latents are a few megabytes, the network is e
 NumPy generator, so that one seed gives one video on every device and in every mode.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Callable, Iterable, Mapping, Optional, Type
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Callable, ClassVar, Iterable, Mapping, Optional, Type
 
 import numpy as np
 
 from gm.config.values import Range
 from gm.sampling.guidance import Guider
+from gm.sampling.schedules import Timestep
 
 MAX_STEPS = 10_000
+LEAST_NOISE = 0.05  # σ, of data of σ 1, below which an image is as good as clean
 Steps = Annotated[int, Range(1, MAX_STEPS)]
 Factor = Annotated[float, Range(0, 1e6)]
 Array = np.ndarray
@@ -28,11 +30,16 @@ class Sampler:
         discretization: n -> n + 1 sigmas, the last one 0.
         guider: what the engine guides the denoiser with.
         num_steps: n.
+
+    Attributes:
+        timestep: what a network that is told indices of training levels gets between two of them
+            (:class:`gm.sampling.denoiser.DiscreteScaling`), as diffusers does it with this sampler.
     """
 
     discretization: Any
     guider: Guider
     num_steps: Steps = 25
+    timestep: ClassVar[Timestep] = "interpolated"
 
     def __call__(
         self, denoise: Denoise, noise: Array, rng: np.random.Generator, progress: Optional[Progress] = None
@@ -143,8 +150,9 @@ class ConsistencySampler(Sampler):
     """
 
     def sigmas(self) -> Array:
-        """Without the lowest level but 0, at which next to nothing is left to remove."""
-        return np.delete(self.discretization(self.num_steps + 1), -2)
+        """Without the lowest level but 0 if next to nothing is left to remove there."""
+        sigmas = self.discretization(self.num_steps)
+        return sigmas if sigmas[-2] > LEAST_NOISE else np.delete(self.discretization(self.num_steps + 1), -2)
 
     def step(self, denoise: Denoise, x: Array, sigma: float, sigma_next: float, rng: np.random.Generator) -> Array:
         return denoise(x, sigma) + rng.standard_normal(x.shape, np.float32) * np.float32(sigma_next)
@@ -152,6 +160,8 @@ class ConsistencySampler(Sampler):
 
 class DPMPP2MSampler(Sampler):
     """DPM-Solver++(2M) (Lu et al. 2022): second order from one evaluation a step and the one before."""
+
+    timestep = "nearest"
 
     def reset(self) -> None:
         self.last_denoised: Optional[Array] = None
@@ -175,3 +185,14 @@ SAMPLERS: Mapping[str, Type[Sampler]] = {
     "dpmpp2m": DPMPP2MSampler,
     "consistency": ConsistencySampler,
 }
+
+
+def with_parts(
+    current: Sampler, name: Optional[str], num_steps: int, discretization: Any, guider: Guider
+) -> Sampler:
+    """A sampler with other parts: of the class of that name, with so many steps; None and 0 keep the current ones."""
+    kind = SAMPLERS.get(name, type(current))
+    steps = num_steps or current.num_steps
+    if kind is type(current):
+        return replace(current, discretization=discretization, guider=guider, num_steps=steps)
+    return kind(discretization, guider, steps)

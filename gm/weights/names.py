@@ -35,6 +35,11 @@ _KINDS = (
     ("moment1.", "a training state with the optimizer's moments, not the weights alone", False),
     ("adam_m.", "a training state with the optimizer's moments, not the weights alone", False),
 )
+# What published files of Stable Diffusion hold beside the weights: constants of the training, and a moving average.
+_LEFTOVERS = re.compile(
+    r"betas$|alphas_cumprod|sqrt_|log_one_minus_alphas_cumprod$|posterior_|logvar$|model_ema\.|"
+    r"cond_stage_model\.model\.attn_mask$|.*\.text_model\.embeddings\.position_ids$"
+)
 _CONVERT = "; svd_tools/convert.py converts it"
 INLINE = 3  # differences that an error line shows; more are listed in a file
 _PLAIN_DECODER = "first_stage_model.post_quant_conv.weight"
@@ -70,7 +75,7 @@ def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dic
 def compare_names(
     wanted: Mapping[str, Shape], source_info: Mapping[str, TensorInfo], *, what: str, converting: bool = False
 ) -> None:
-    """Checks that a checkpoint has exactly the wanted tensors.
+    """Checks that a checkpoint has exactly the wanted tensors, up to the known leftovers of a training.
 
     Args:
         wanted: the network's parameters, name → shape.
@@ -83,7 +88,7 @@ def compare_names(
             misshapen tensor on a line of its own.
     """
     missing = [name for name in wanted if name not in source_info]
-    extra = [name for name in source_info if name not in wanted]
+    extra = [name for name in source_info if name not in wanted and not _LEFTOVERS.match(name)]
     misshapen = [name for name in wanted if name in source_info and source_info[name].shape != tuple(wanted[name])]
     if not (missing or extra or misshapen):
         return

@@ -22,8 +22,8 @@ from svd_tools.conversion.key_map import (
     VISUAL_PREFIX,
     Place,
     diffusers_places,
-    has_no_place,
     is_plain_decoder,
+    placeless,
 )
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
 from svd_tools.conversion.weight_files import COMPONENTS, Weights
@@ -101,8 +101,8 @@ def stand_ins(published: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
     * The conditioner's decoder, which nothing runs, gets the first stage's spatial layers and an identity.
     * CLIP's text tensors, which nothing reads, are zero.
     """
-    missing = [name for name in wanted if name not in published and has_no_place(name)]
-    return {name: _stand_in(name, wanted, published) for name in missing}
+    missing = placeless(wanted) - set(published)
+    return {name: _stand_in(name, wanted, published) for name in wanted if name in missing}
 
 
 def assemble(
@@ -120,7 +120,7 @@ def assemble(
         UserError: missing, extra or misshapen tensors, all listed; a part alone without a base; a base without need.
     """
     have = _published(weights, wanted, drop_extra)
-    missing = [name for name in wanted if name not in have and not has_no_place(name)]
+    missing = set(wanted) - set(have) - placeless(wanted)
     if base is not None:
         if not missing and all(name in have for name in wanted):
             raise UserError(f"--base: {weights.path} holds every tensor itself; leave --base out")
@@ -189,7 +189,7 @@ def _published(weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool) 
         expected = {n: s for n, s in diffusers_shapes(wanted).items() if n.partition("/")[0] in parts}
     else:
         present = _parts(tensors)
-        needed = {name for name in wanted if _part(name) in present and not has_no_place(name)}
+        needed = {name for name in wanted if _part(name) in present} - placeless(wanted)
         expected = {name: shape for name, shape in wanted.items() if name in tensors or name in needed}
     if drop_extra:
         tensors = _without_extra(tensors, expected)
@@ -216,7 +216,7 @@ def _without_extra(tensors: Tensors, expected: Mapping[str, Shape]) -> Tensors:
 
 def _fill(have: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
     """Stand-ins for what the diffusers layout lacks, where nothing better is at hand."""
-    if any(name not in have for name in wanted if not has_no_place(name)):
+    if set(wanted) - set(have) - placeless(wanted):
         return {}
     filled = stand_ins(have, wanted)
     if filled:

@@ -2,22 +2,27 @@
 
 The map is computed from the published names alone, so it holds at any width and depth, and in both directions: every
 published tensor is one diffusers tensor, or the stack of three (OpenCLIP's `in_proj`), or has no place there at all
-(:func:`has_no_place`). Sources: the parameter names of diffusers' UNetSpatioTemporalConditionModel and
-AutoencoderKLTemporalDecoder and of transformers' CLIPVisionModelWithProjection, beside the published checkpoint's.
+(:func:`placeless`). Sources: the parameter names of diffusers' UNetSpatioTemporalConditionModel,
+AutoencoderKLTemporalDecoder, UNet2DConditionModel and AutoencoderKL and of transformers' CLIPVisionModelWithProjection,
+CLIPTextModel and CLIPTextModelWithProjection, beside the published checkpoints'.
 """
 
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Mapping, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 UNET, VAE, IMAGE_ENCODER = "unet", "vae", "image_encoder"  # sub-folders of the diffusers layout
+TEXT_ENCODER, TEXT_ENCODER_2 = "text_encoder", "text_encoder_2"
 
 UNET_PREFIX = "model.diffusion_model."
 FIRST_STAGE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "conditioner.embedders.0.open_clip.model."
 VISUAL_PREFIX = CLIP_PREFIX + "visual."
 EMBEDDER_VAE_PREFIX = "conditioner.embedders.3.encoder."
+SD_TEXT_PREFIX = "cond_stage_model."  # of Stable Diffusion 1 and 2
+OPEN_CLIP_2_PREFIX = SD_TEXT_PREFIX + "model."
+XL_TEXT_PREFIX, XL_TEXT_2_PREFIX = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
 AS_IS, TRANSPOSED, CONV_1X1 = "as is", "transposed", "1x1 convolution"
 
@@ -66,6 +71,14 @@ _CLIP_ENDS = {
     "ln_post.bias": "vision_model.post_layernorm.bias",
     "proj": "visual_projection.weight",
 }
+_TEXT_ENDS = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+}
+_RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Place:
     """Where a published tensor lives in the diffusers layout.
 
     Attributes:
-        component: the sub-folder: "unet", "vae" or "image_encoder".
+        component: the sub-folder: "unet", "vae", "image_encoder", "text_encoder" or "text_encoder_2".
         names: the tensor there, or those that make it up when stacked along the first axis.
         layout: AS_IS; TRANSPOSED; CONV_1X1, published as (c, c', 1, 1) and there as (c, c').
     """
@@ -100,16 +113,20 @@ def diffusers_places(published: Iterable[str]) -> Dict[str, Place]:
         "output": _indices(UNET_PREFIX, r"output_blocks\.(\d+)\.[12]\.conv\.weight$", names),
     }
     vae_levels = len(_indices(FIRST_STAGE_PREFIX, r"decoder\.up\.(\d+)\.", names))
-    temporal = not is_plain_decoder(names)
-    part_places = {
-        UNET_PREFIX: lambda name: Place(UNET, (_unet_name(name, level_ends),)),
-        VISUAL_PREFIX: _clip_place,
+    temporal, video = not is_plain_decoder(names), is_video(names)
+    part_places: Dict[str, Callable[[str], Place]] = {
+        UNET_PREFIX: lambda name: Place(UNET, (_unet_name(name, level_ends, video),)),
+        VISUAL_PREFIX: lambda name: _open_clip_place(name, IMAGE_ENCODER, "vision_model", _CLIP_ENDS),
         FIRST_STAGE_PREFIX: lambda name: _vae_place(name, vae_levels, temporal and name.startswith("decoder.")),
         EMBEDDER_VAE_PREFIX: lambda name: _vae_place(name, vae_levels, False),
+        OPEN_CLIP_2_PREFIX: lambda name: _open_clip_place(name, TEXT_ENCODER, "text_model", _TEXT_ENDS),
+        SD_TEXT_PREFIX + "transformer.": lambda name: Place(TEXT_ENCODER, (name,)),
+        XL_TEXT_PREFIX: lambda name: Place(TEXT_ENCODER, (name,)),
+        XL_TEXT_2_PREFIX: lambda name: _open_clip_place(name, TEXT_ENCODER_2, "text_model", _TEXT_ENDS),
     }
-    places = {}
+    places, without = {}, placeless(names)
     for name in names:
-        if not has_no_place(name):
+        if name not in without:
             prefix = next((prefix for prefix in part_places if name.startswith(prefix)), None)
             if prefix is None:
                 raise UnknownName(name)
@@ -117,20 +134,38 @@ def diffusers_places(published: Iterable[str]) -> Dict[str, Place]:
     return places
 
 
-def has_no_place(name: str) -> bool:
-    """Whether the diffusers layout has no tensor for this published one.
+def placeless(published: Iterable[str]) -> Set[str]:
+    """The published tensors for which the diffusers layout has none.
 
-    Those are: the encoder of the first stage (diffusers has one encoder, that of the conditioner, with `quant_conv`);
-    the decoder of the conditioner's autoencoder, which only encodes; what is left of CLIP's text tower.
+    Of a video model: the encoder of the first stage (diffusers has one encoder, that of the conditioner, with
+    `quant_conv`); the decoder of the conditioner's autoencoder, which only encodes; what is left of CLIP's text tower.
+    Of Stable Diffusion 2: the text tower's last block and its projection, which nothing runs.
     """
-    return name.startswith((FIRST_STAGE_PREFIX + "encoder.", FIRST_STAGE_PREFIX + "quant_conv.")) or is_unused(name)
+    names = set(published)
+    without = set(filter(is_unused, names))
+    if is_video(names):
+        first = (FIRST_STAGE_PREFIX + "encoder.", FIRST_STAGE_PREFIX + "quant_conv.")
+        without |= {name for name in names if name.startswith(first)}
+    blocks = _indices(OPEN_CLIP_2_PREFIX, r"transformer\.resblocks\.(\d+)\.", names)
+    if blocks:
+        last = (f"{OPEN_CLIP_2_PREFIX}transformer.resblocks.{blocks[-1]}.", f"{OPEN_CLIP_2_PREFIX}text_projection")
+        without |= {name for name in names if name.startswith(last)}
+    return without
 
 
 def is_unused(name: str) -> bool:
-    """Whether no program reads this tensor: 140 of the conditioner's decoder, 6 of CLIP's text tower."""
+    """Whether no program reads this tensor: 140 of the conditioner's decoder, 6 of CLIP's text tower; the temperature
+    that text towers were trained with."""
     if name.startswith(EMBEDDER_VAE_PREFIX):
         return name[len(EMBEDDER_VAE_PREFIX) :].startswith(("decoder.", "post_quant_conv."))
-    return name.startswith(CLIP_PREFIX) and not name.startswith(VISUAL_PREFIX)
+    if name.startswith(CLIP_PREFIX):
+        return not name.startswith(VISUAL_PREFIX)
+    return name.endswith(".model.logit_scale")
+
+
+def is_video(published: Iterable[str]) -> bool:
+    """Whether they are a video model's: there is an image's encoder, or time."""
+    return any(name.startswith(EMBEDDER_VAE_PREFIX) or ".time_stack." in name for name in published)
 
 
 def is_plain_decoder(published: Iterable[str]) -> bool:
@@ -152,7 +187,7 @@ def _renamed(table: Mapping[str, str], name: str) -> str:
     return f"{table[stem]}.{kind}"
 
 
-def _unet_name(name: str, level_ends: Mapping[str, List[int]]) -> str:
+def _unet_name(name: str, level_ends: Mapping[str, List[int]], video: bool) -> str:
     """A UNet parameter's name in diffusers, which counts blocks by level."""
     block = re.match(r"(input|output|middle)_blocks?\.(\d+)\.(.+)$", name)
     if not block or name.rpartition(".")[0] in _UNET_ENDS:
@@ -160,7 +195,7 @@ def _unet_name(name: str, level_ends: Mapping[str, List[int]]) -> str:
     half, index, rest = block[1], int(block[2]), block[3]
     if half == "middle":
         where = "attentions.0" if index == 1 else f"resnets.{index // 2}"
-        return f"mid_block.{where}.{_layer(index == 1, rest)}"
+        return f"mid_block.{where}.{_layer(index == 1, rest, video)}"
     submodule, rest = rest.split(".", 1)
     way, before = ("down", 1) if half == "input" else ("up", 0)  # input block 0 is the first convolution
     level = bisect_left(level_ends[half], index)
@@ -168,11 +203,11 @@ def _unet_name(name: str, level_ends: Mapping[str, List[int]]) -> str:
         return f"{way}_blocks.{level}.{way}samplers.0.conv.{rest.partition('.')[2]}"
     first = level_ends[half][level - 1] + 1 if level else before
     group = "attentions" if submodule == "1" else "resnets"
-    return f"{way}_blocks.{level}.{group}.{index - first}.{_layer(submodule == '1', rest)}"
+    return f"{way}_blocks.{level}.{group}.{index - first}.{_layer(submodule == '1', rest, video)}"
 
 
-def _layer(in_transformer: bool, rest: str) -> str:
-    """A parameter inside a transformer or a video ResBlock."""
+def _layer(in_transformer: bool, rest: str, video: bool = True) -> str:
+    """A parameter inside a transformer or a residual block."""
     if in_transformer:
         rest = re.sub(r"^time_pos_embed\.([02])\.", lambda m: f"time_pos_embed.linear_{1 + int(m[1]) // 2}.", rest)
         return re.sub(r"^time_stack\.", "temporal_transformer_blocks.", rest)
@@ -180,7 +215,7 @@ def _layer(in_transformer: bool, rest: str) -> str:
         return rest
     if rest.startswith("time_stack."):
         return f"temporal_res_block.{_renamed(_RES_BLOCK, rest[len('time_stack.') :])}"
-    return f"spatial_res_block.{_renamed(_RES_BLOCK, rest)}"
+    return ("spatial_res_block." if video else "") + _renamed(_RES_BLOCK, rest)
 
 
 def _vae_place(name: str, levels: int, in_temporal_decoder: bool) -> Place:
@@ -205,14 +240,15 @@ def _vae_place(name: str, levels: int, in_temporal_decoder: bool) -> Place:
     return Place(VAE, (name,))
 
 
-def _clip_place(name: str) -> Place:
-    if name in _CLIP_ENDS:
-        return Place(IMAGE_ENCODER, (_CLIP_ENDS[name],), TRANSPOSED if name == "proj" else AS_IS)
-    block = re.match(r"transformer\.resblocks\.(\d+)\.(.+)$", name)
+def _open_clip_place(name: str, component: str, tower: str, ends: Mapping[str, str]) -> Place:
+    """Of OpenCLIP's transformer, and of what is before and after it."""
+    if name in ends:
+        return Place(component, (ends[name],), TRANSPOSED if name in ("proj", "text_projection") else AS_IS)
+    block = _RESBLOCK.match(name)
     if not block:
-        raise UnknownName(VISUAL_PREFIX + name)
-    layer = f"vision_model.encoder.layers.{block[1]}"
+        raise UnknownName(name)
+    layer = f"{tower}.encoder.layers.{block[1]}"
     if block[2].startswith("attn.in_proj_"):
         kind = block[2][len("attn.in_proj_") :]
-        return Place(IMAGE_ENCODER, tuple(f"{layer}.self_attn.{x}_proj.{kind}" for x in "qkv"))
-    return Place(IMAGE_ENCODER, (f"{layer}.{_renamed(_CLIP_BLOCK, block[2])}",))
+        return Place(component, tuple(f"{layer}.self_attn.{x}_proj.{kind}" for x in "qkv"))
+    return Place(component, (f"{layer}.{_renamed(_CLIP_BLOCK, block[2])}",))

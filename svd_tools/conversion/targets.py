@@ -15,7 +15,7 @@ from gm.weights.names import to_reference
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw
 from svd_tools.conversion.diffusers_layout import to_diffusers
-from svd_tools.conversion.key_map import has_no_place, is_unused
+from svd_tools.conversion.key_map import is_unused, placeless
 from svd_tools.conversion.lazy_tensor import DTYPES, Tensors, cast, count_not_finite, infos
 from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
 
@@ -81,7 +81,8 @@ def diffusers_target(path: Path, published: Tensors, dtype: str, leftovers: bool
             name[len(prefix) :]: tensor for name, tensor in there.items() if name.startswith(prefix)
         }
     if leftovers:
-        files[LEFTOVERS_FILE] = {name: tensor for name, tensor in published.items() if has_no_place(name)}
+        without = placeless(published)
+        files[LEFTOVERS_FILE] = {name: tensor for name, tensor in published.items() if name in without}
     return Target(path, {name: _in_dtype(tensors, dtype) for name, tensors in files.items()}, texts)
 
 

@@ -26,3 +26,8 @@ def reference_ckpt() -> Dict[str, Tuple[int, ...]]:
 def diffusers() -> Dict[str, Tuple[int, ...]]:
     """The 2322 tensors of the diffusers folder, each name with its sub-folder: `unet/conv_in.weight`."""
     return read_shapes("diffusers_svd_keys.tsv")
+
+
+def stable_diffusion(name: str) -> Dict[str, Tuple[int, ...]]:
+    """The tensors of a published file of Stable Diffusion: `sd15` (1131), `sd21` (1228) or `sdxl_base` (2515)."""
+    return read_shapes(f"{name}_safetensors_keys.tsv")
