@@ -17,7 +17,8 @@ from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
-from modules.options import Seed, VideoOptions
+from gm.options import Seed
+from modules.options import VideoOptions
 
 PROJECT = Path(__file__).resolve().parent
 REMEDIES = (

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.config.command_parser import CommandParser
 from gm.errors import run_command
 from gm.files import make_output_dir, require_free_space
+from gm.options import LoRAScale
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.tensor_source import Raw, TensorInfo, TensorSource
-from modules.options import LoRAScale
 from svd_tools.conversion.lazy_tensor import DTYPES, LazyTensor, Tensors, encode, from_source
 from svd_tools.conversion.targets import ALLOW_NONFINITE, KEEP, new_file, single_file_target, write_target
 

@@ -40,8 +40,8 @@ def imported_packages(path):
 # The house's rooms: each imports from those before it alone. The doors are the commands.
 FLOOR_PLAN = (
     "gm.errors", "gm.files", "data", "gm.backend", "gm.config", "gm.weights", "gm.networks", "gm.sampling", "gm.model",
-    "gm.text_model", "gm.training", "modules", "modules.training", "svd_tools", "svd_tiny", "image_to_video", "train",
-    "benchmarks",
+    "gm.text_model", "gm.options", "gm.pipeline", "gm.text_to_image", "gm.training", "modules", "modules.training",
+    "svd_tools", "svd_tiny", "image_to_video", "train", "benchmarks",
 )  # fmt: skip
 GROUND = {"gm.errors", "gm.files"}
 KNOWS_LITTLE = {"data": GROUND, "gm.backend": GROUND, "gm.config": GROUND}

@@ -1,7 +1,6 @@
 """Noise levels of a sampling run: `discretizer(n)` gives n falling sigmas and a final 0."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Callable, Literal, Mapping, Sequence
 
 import numpy as np
@@ -100,16 +99,17 @@ class LegacyDDPMDiscretization:
         return np.append(training_sigma(SPACINGS[self.spacing](num_steps)), 0.0)
 
 
-def image_schedules(align_your_steps: Sequence[int]) -> Mapping[str, Callable[[], Any]]:
-    """The schedules of networks trained on DDPM's levels, by their names.
+IMAGE_SCHEDULES = ("karras", *SPACINGS, "ays")
+
+
+def image_schedule(name: str, align_your_steps: Sequence[int] = ALIGN_YOUR_STEPS_SD) -> Any:
+    """One of `IMAGE_SCHEDULES`, for networks trained on DDPM's levels.
 
     Args:
         align_your_steps: falling indices of training levels, tuned for as many steps.
     """
-    low, high = TRAINING_SIGMAS[[0, -1]]
-    tuned = tuple(float(sigma) for sigma in TRAINING_SIGMAS[[*align_your_steps, 0]])
-    return {
-        "karras": partial(EDMDiscretization, float(low), float(high)),
-        **{name: partial(LegacyDDPMDiscretization, name) for name in SPACINGS},
-        "ays": partial(AlignYourStepsDiscretization, tuned),
-    }
+    if name == "karras":
+        return EDMDiscretization(float(TRAINING_SIGMAS[0]), float(TRAINING_SIGMAS[-1]))
+    if name == "ays":
+        return AlignYourStepsDiscretization(tuple(float(sigma) for sigma in TRAINING_SIGMAS[[*align_your_steps, 0]]))
+    return LegacyDDPMDiscretization(name)

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple, Type
 
 from gm.config.values import OptionError, Options, Range, expect
 from gm.errors import UserError
-from modules.options import MAX_FRAMES, ClipOptions, Frames, Seed, Share, Size
+from gm.options import Seed, Size
+from modules.options import MAX_FRAMES, ClipOptions, Frames, Share
 
 Count = Annotated[int, Range(1, 10**9)]  # of steps
 CountOrNone = Annotated[int, Range(0, 10**9)]  # 0 for none

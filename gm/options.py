@@ -1,0 +1,106 @@
+"""The options of whatever is made of noise, each stated once: those that pictures and videos share, and a picture's."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Optional, Sequence, Tuple, Union
+
+from gm.config.values import OptionError, Options, Range
+from gm.networks.prompt import COMFYUI, Rule
+from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Scale
+from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler, with_parts
+from gm.sampling.schedules import IMAGE_SCHEDULES, TRAINING_STEPS, Sigma, Timestep, image_schedule
+
+SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
+LEAST_TILE = 128  # pixels: a smaller one is all seam
+
+Size = Annotated[int, Range(SIZE_MULTIPLE, 8192, SIZE_MULTIPLE)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+LoRAScale = Annotated[float, Range(-100, 100)]
+
+
+@dataclass
+class WeightOptions(Options):
+    """How the weights are loaded and computed with."""
+
+    lora: Optional[str] = None
+    """a LoRA file of train.py's, merged into the UNet while it is loaded"""
+    lora_scale: LoRAScale = 1.0
+    """how strongly the LoRA acts; 1 as it was trained, 0 not at all"""
+    amp_level: Literal["auto", "O0", "O2"] = "auto"
+    """O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend and O0 on
+    CPU"""
+    offload: bool = False
+    """load the weights of each part of the model when it starts and release them when it ends: less memory, more
+    reading"""
+    tile_size: Union[Literal[0], Annotated[int, Range(LEAST_TILE, 8192, SIZE_MULTIPLE)]] = 0
+    """height and width in pixels that the autoencoder takes at once, a multiple of 64 from 128 on: larger images are
+    encoded and decoded in tiles that overlap by a fourth, for less memory; 0 takes any size"""
+    fuse_kernels: Optional[bool] = None
+    """on CPU in graph mode, compile chains of small operators to one kernel each: a seventh off a step's time and a
+    quarter off its memory at full size; needs g++, and keeps kernels in the user's cache folder; by default for UNets
+    of over 100 million parameters, where g++ is there"""
+    compile_cache: Optional[bool] = None
+    """in graph mode, keep what was compiled in the user's cache folder, so that the next run of the same size need not
+    compile it again (not with feature_cache); by default on CPU"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is None and self.lora_scale != 1:
+            raise OptionError(f"lora_scale: {self.lora_scale:g} cannot be used without a LoRA; name one as `lora`")
+
+
+@dataclass
+class StepOptions(Options):
+    """How the sampler goes from one noise level to the next."""
+
+    sampler: Optional[Literal[tuple(SAMPLERS)]] = None
+    """by default the YAML's; consistency is for UNets distilled to few steps, such as AnimateLCM-SVD's and LCM's"""
+    guidance_interval: Optional[Tuple[Sigma, Sigma]] = None
+    """the lowest and the highest noise level (sigma) that is guided; outside it a step takes half the time; by default
+    all are"""
+    feature_cache: Annotated[int, Range(1, MAX_STEPS)] = 1
+    """evaluate the whole UNet at every so many steps only, and its last stage alone in between (DeepCache): 2 takes
+    little more than half the time at full size and costs some quality; 1 is exact"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise OptionError(f"guidance_interval: [{low:g},{high:g}] cannot be used; the second sigma is the larger")
+
+
+@dataclass
+class PictureOptions(WeightOptions, StepOptions):
+    """Everything that a picture is made with, beside the prompts and the two files of the model."""
+
+    height: Optional[Size] = None
+    """of the picture in pixels, a multiple of 64; by default what the model was trained for"""
+    width: Optional[Size] = None
+    """of the picture in pixels, a multiple of 64; by default what the model was trained for"""
+    sampling_steps: Annotated[int, Range(0, TRAINING_STEPS)] = 0
+    """steps of the sampler; 0 takes the YAML's"""
+    schedule: Optional[Literal[IMAGE_SCHEDULES]] = None
+    """noise levels: karras; linspace (ComfyUI's "normal"); leading (diffusers' default); trailing (for few steps, such
+    as Turbo's, LCM's, Lightning's); sgm (ComfyUI's "sgm_uniform"); ays (Align Your Steps: good at 10 steps); by default the YAML's"""
+    cfg: Optional[Scale] = None
+    """guidance scale: how closely the prompt is followed; 1 is without guidance, at half the time, for UNets distilled
+    to few steps; by default the YAML's"""
+    timestep: Optional[Timestep] = None
+    """what the network is told of a noise level between two of its training: the nearest (ComfyUI), or what is
+    interpolated; quantized moves the level itself to the nearest (sgm); by default as diffusers does with the sampler:
+    nearest for dpmpp2m, else interpolated"""
+    prompt_weights: Rule = COMFYUI
+    """what (word:1.2) in a prompt does: comfyui, a1111 (they differ), or off: brackets are text"""
+
+
+def choose_picture_sampler(current: Sampler, align_your_steps: Sequence[int], options: PictureOptions) -> Sampler:
+    """The YAML's sampler with every part that the options name replaced.
+
+    Args:
+        align_your_steps: the model's, see :func:`gm.sampling.schedules.image_schedule`.
+    """
+    schedule = current.discretization
+    if options.schedule is not None:
+        schedule = image_schedule(options.schedule, align_your_steps)
+    guider = current.guider if options.cfg is None else ConstantGuider(options.cfg)
+    guider.interval = tuple(options.guidance_interval or EVERY_SIGMA)
+    return with_parts(current, options.sampler, options.sampling_steps, schedule, guider)
