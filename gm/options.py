@@ -80,7 +80,8 @@ class PictureOptions(WeightOptions, StepOptions):
     """steps of the sampler; 0 takes the YAML's"""
     schedule: Optional[Literal[IMAGE_SCHEDULES]] = None
     """noise levels: karras; linspace (ComfyUI's "normal"); leading (diffusers' default); trailing (for few steps, such
-    as Turbo's, LCM's, Lightning's); sgm (ComfyUI's "sgm_uniform"); ays (Align Your Steps: good at 10 steps); by default the YAML's"""
+    as Turbo's, LCM's, Lightning's); sgm (ComfyUI's "sgm_uniform"); ays (Align Your Steps: good at 10
+    steps); by default the YAML's"""
     cfg: Optional[Scale] = None
     """guidance scale: how closely the prompt is followed; 1 is without guidance, at half the time, for UNets distilled
     to few steps; by default the YAML's"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import asdict, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Tuple, Union
 
@@ -14,7 +14,7 @@ import numpy as np
 from data.image_reader import fit_image
 from gm.config.factory import load_model
 from gm.config.values import OptionError, flags_below
-from gm.errors import UserError
+from gm.pipeline import load_weights, require_finite
 from gm.sampling.guidance import EVERY_SIGMA
 from gm.weights.checkpoint import file_sha256
 from modules.conditioning import conditioning_inputs
@@ -51,7 +51,7 @@ class SVDPipeline(VideoOptions):
             self._yaml_sampler = self.engine.sampler
             self._set(self)
         self.checkpoint = Path(checkpoint)
-        self._load()
+        load_weights(self.engine, self.checkpoint, self, FLAG)
 
     def update(self, **options: Any) -> None:
         """Changes options of the videos to come; without them, nothing changes. None takes the model's value again.
@@ -77,17 +77,6 @@ class SVDPipeline(VideoOptions):
         self.engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
         if not TRAINED_FPS[0] <= self.fps <= TRAINED_FPS[1]:
             logger.warning("%sfps=%d is outside the range %d to %d of the training", FLAG, self.fps, *TRAINED_FPS)
-
-    def _load(self) -> None:
-        from gm.networks.precision import amp_dtype
-        from gm.weights.lora_file import MergedSource, read_lora
-
-        if self.lora is not None:
-            self.engine.network.overlay = partial(MergedSource, lora=read_lora(self.lora), scale=self.lora_scale)
-        if not self.checkpoint.exists():
-            raise UserError(f"{FLAG}checkpoint: there is no file {self.checkpoint}; name the weights (README, Weights)")
-        self.engine.attach(self.checkpoint, amp_dtype(self.amp_level), self.offload)
-        self.engine.load()
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Animates an image.
@@ -173,17 +162,8 @@ def generate(
     """
     image_noise, noise = noises
     (cond,) = engine.condition(conditioning_inputs(pixels, image_noise, **options.numbers()))
-    latents = _finite(engine.sample(cond, noise, rng), "latents")
-    return _finite(engine.decode(latents, options.decode_chunk_size), "frames")
-
-
-def _finite(values: np.ndarray, what: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"the {what} are not finite numbers: the weights or the LoRA (--SVD.checkpoint, --SVD.lora) hold NaN or "
-            "infinite values, or fp16 overflowed, which --SVD.amp_level=O0 (fp32) avoids"
-        )
-    return values
+    latents = require_finite(engine.sample(cond, noise, rng), "latents", FLAG)
+    return require_finite(engine.decode(latents, options.decode_chunk_size), "frames", FLAG)
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:

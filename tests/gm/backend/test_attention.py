@@ -11,8 +11,8 @@ from gm.backend.host import HostOperators
 from gm.backend.operators import Operators
 
 
-def plain(q, k, v):
-    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+def plain(q, k, v, bias=0.0):
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + bias
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return (weights / weights.sum(-1, keepdims=True)) @ v
 
@@ -29,6 +29,9 @@ def test_blocks_change_nothing(monkeypatch, door, budget):
     q, k, v = qkv()
     out = door.attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
     np.testing.assert_allclose(out, plain(q, k, v), rtol=1e-4, atol=1e-5)
+    bias = np.triu(np.full((10, 7), -np.inf, np.float32), 1)
+    out = door.attention(*map(Tensor, (q, k, v, bias))).asnumpy()
+    np.testing.assert_allclose(out, plain(q, k, v, bias), rtol=1e-4, atol=1e-5)
 
 
 def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
@@ -37,9 +40,9 @@ def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
     whole = door.attention_block
     monkeypatch.setattr(operators, "SCORES_BUDGET", 7 * 4 * 3)
 
-    def block(q, k, v):
+    def block(q, k, v, bias):
         sizes.append(q.shape[0] * q.shape[1] * k.shape[1] * 4)
-        return whole(q, k, v)
+        return whole(q, k, v, bias)
 
     monkeypatch.setattr(door, "attention_block", block)
     door.attention(*map(Tensor, qkv()))

@@ -1,0 +1,123 @@
+"""Text to image: from a prompt to a picture, with every setting of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
+
+import numpy as np
+
+from gm.config.factory import load_model
+from gm.config.values import flags_below
+from gm.networks.prompt import Prompt
+from gm.options import PictureOptions, choose_picture_sampler
+from gm.pipeline import load_weights, require_finite
+from gm.weights.checkpoint import file_sha256
+
+if TYPE_CHECKING:  # MindSpore is imported when an engine is built
+    from gm.networks.conditioner import Conditioning
+    from gm.text_model import TextToImageEngine
+
+FLAG = "--SD."
+
+
+class StableDiffusionPipeline(PictureOptions):
+    """Stable Diffusion, text to image: the options of a picture and the model that makes it.
+
+    Options that were left to the model get the model's values.
+
+    Args:
+        config: YAML file that defines the model.
+        checkpoint: its weights: a published safetensors file (fp32 or fp16), or one that svd_tools/convert.py wrote.
+        options: the fields of :class:`gm.options.PictureOptions`.
+
+    Raises:
+        UserError: a file or an option cannot be used.
+    """
+
+    def __init__(self, config: Union[str, Path], checkpoint: Union[str, Path], **options: Any) -> None:
+        with flags_below(FLAG):
+            super().__init__(**options)
+            self.engine: TextToImageEngine = load_model(config, flag=f"{FLAG}config")
+            self.height, self.width = self.height or self.engine.height, self.width or self.engine.width
+            self.__post_init__()  # the model's may be no size of a picture
+            engine = self.engine
+            engine.sampler = choose_picture_sampler(engine.sampler, engine.align_your_steps, self)
+        engine.denoiser.scaling.timestep = self.timestep = self.timestep or engine.sampler.timestep
+        engine.tile_size, engine.feature_cache = self.tile_size, self.feature_cache
+        engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
+        self.checkpoint = Path(checkpoint)
+        load_weights(engine, self.checkpoint, self, FLAG)
+
+    def encode(self, prompt: str, negative_prompt: Optional[str] = None) -> Tuple[Conditioning, Conditioning]:
+        """What the network is guided to, and what away from, for any number of pictures.
+
+        Args:
+            negative_prompt: None, where none is given, is not the same as an empty one for XL, which is then guided
+                away from zeros.
+        """
+        negative = None if negative_prompt is None else Prompt(negative_prompt, self.prompt_weights)
+        positive = Prompt(prompt, self.prompt_weights)
+        return self.engine.condition_on_prompts(positive, negative, self.height, self.width)
+
+    def __call__(self, guidance: Tuple[Conditioning, Conditioning], seed: int) -> np.ndarray:
+        """Makes a picture.
+
+        Args:
+            guidance: from :meth:`encode`.
+            seed: of all noise; the same seed gives the same picture.
+
+        Returns:
+            (height, width, 3), uint8.
+        """
+        rng = np.random.default_rng(seed)
+        shape = (1, 1, *self.engine.latent_shape(self.height, self.width))
+        return self.paint(guidance, rng.standard_normal(shape, np.float32), rng)
+
+    def paint(
+        self, guidance: Tuple[Conditioning, Conditioning], noise: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Makes a picture of given noise.
+
+        Args:
+            guidance: from :meth:`encode`.
+            noise: (1, 1, z, height/8, width/8), unit Gaussian.
+            rng: for samplers that add noise on the way.
+
+        Returns:
+            (height, width, 3), uint8.
+
+        Raises:
+            UserError: the latents or the pixels are not finite numbers.
+        """
+        cond, uncond = guidance
+        latents = require_finite(self.engine.sample(cond, noise, rng, uncond), "latents", FLAG)
+        return to_picture(require_finite(self.engine.decode(latents), "pixels", FLAG)[0, 0])
+
+    @cached_property
+    def checkpoint_sha256(self) -> str:
+        """The hash of the weights' file, which is read for it once, when it is first asked for."""
+        return file_sha256(self.checkpoint)
+
+    @property
+    def settings(self) -> Dict[str, Any]:
+        """What made the pictures, for a file's metadata: every option, and what took the place of those not given."""
+        sampler = self.engine.sampler
+        return {
+            **asdict(self),
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "sampling_steps": sampler.num_steps,
+            "sampler": type(sampler).__name__,
+            "schedule": type(sampler.discretization).__name__,
+            "cfg": sampler.guider.max_scale,
+            "dtype": str(self.engine.network.dtype).lower(),
+            "lora": self.lora and Path(self.lora).name,
+        }
+
+
+def to_picture(pixels: np.ndarray) -> np.ndarray:
+    """(3, h, w), range -1..1, clipped -> (h, w, 3), uint8."""
+    return np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
