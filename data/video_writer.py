@@ -54,11 +54,29 @@ def write_webp(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> 
 def write_pngs(frames: np.ndarray, path: PathLike, fps: float, comment: str) -> None:
     """Writes a new folder with 00000.png, 00001.png, …; `fps` has no place in them. Otherwise as :func:`write_gif`."""
     del fps
-    text = PngImagePlugin.PngInfo()
-    text.add_text(COMMENT_KEY, comment)
     with atomic_dir(path) as temporary:
         for index, frame in enumerate(frames):
-            Image.fromarray(frame).save(temporary / f"{index:05d}.png", pnginfo=text)
+            _save_png(frame, temporary / f"{index:05d}.png", comment)
+
+
+def write_picture(picture: np.ndarray, path: PathLike, metadata: Dict[str, Any]) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Args:
+        picture: (h, w, 3) uint8, RGB.
+        metadata: what JSON can hold; :func:`read_metadata` gives it back.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_file(path) as temporary:
+        _save_png(picture, temporary, json.dumps(metadata))
+
+
+def _save_png(picture: np.ndarray, path: Path, comment: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text(COMMENT_KEY, comment)
+    Image.fromarray(picture).save(path, format="PNG", pnginfo=text)
 
 
 def read_image_comment(path: PathLike) -> str:
@@ -95,9 +113,13 @@ def check_video_format(video_format: str, fps: float) -> None:
 
 
 def new_video_path(folder: PathLike, stem: str, video_format: str) -> ContextManager[Path]:
+    """A new path for a video: with the format's suffix, or none for png, which is a folder; see :func:`new_path`."""
+    return new_path(folder, stem, "" if video_format == "png" else f".{video_format}")
+
+
+def new_path(folder: PathLike, stem: str, suffix: str) -> ContextManager[Path]:
     """A path in `folder` that does not exist yet, and that no other process gets while the context lasts: `stem` with
-    the format's suffix (none for png, which is a folder), and _2, _3, … where that is taken."""
-    suffix = "" if video_format == "png" else f".{video_format}"
+    the suffix, and _2, _3, … before it where that is taken."""
     return reserved(Path(folder) / f"{stem}{end}{suffix}" for end in chain([""], map("_{}".format, count(2))))
 
 

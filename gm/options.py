@@ -1,13 +1,14 @@
 """The options of whatever is made of noise, each stated once: those that pictures and videos share, and a picture's."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Optional, Sequence, Tuple, Union
 
 from gm.config.values import OptionError, Options, Range
 from gm.networks.prompt import COMFYUI, Rule
-from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Scale
-from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler, with_parts
-from gm.sampling.schedules import IMAGE_SCHEDULES, TRAINING_STEPS, Sigma, Timestep, image_schedule
+from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
+from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler
+from gm.sampling.schedules import Sigma
+from gm.sampling.training_levels import IMAGE_SCHEDULES, TRAINING_STEPS, Timestep, image_schedule
 
 SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 LEAST_TILE = 128  # pixels: a smaller one is all seam
@@ -97,7 +98,7 @@ def choose_picture_sampler(current: Sampler, align_your_steps: Sequence[int], op
     """The YAML's sampler with every part that the options name replaced.
 
     Args:
-        align_your_steps: the model's, see :func:`gm.sampling.schedules.image_schedule`.
+        align_your_steps: the model's, see :func:`gm.sampling.training_levels.image_schedule`.
     """
     schedule = current.discretization
     if options.schedule is not None:
@@ -105,3 +106,14 @@ def choose_picture_sampler(current: Sampler, align_your_steps: Sequence[int], op
     guider = current.guider if options.cfg is None else ConstantGuider(options.cfg)
     guider.interval = tuple(options.guidance_interval or EVERY_SIGMA)
     return with_parts(current, options.sampler, options.sampling_steps, schedule, guider)
+
+
+def with_parts(
+    current: Sampler, name: Optional[str], num_steps: int, discretization: Any, guider: Guider
+) -> Sampler:
+    """A sampler with other parts: of the class of that name, with so many steps; None and 0 keep the current ones."""
+    kind = SAMPLERS.get(name, type(current))
+    steps = num_steps or current.num_steps
+    if kind is type(current):
+        return replace(current, discretization=discretization, guider=guider, num_steps=steps)
+    return kind(discretization, guider, steps)

@@ -11,7 +11,7 @@ from gm.networks.prompt import Prompt
 from gm.networks.text import TEXT
 from gm.sampling.denoiser import Denoiser
 from gm.sampling.samplers import Sampler
-from gm.sampling.schedules import ALIGN_YOUR_STEPS_SD
+from gm.sampling.training_levels import ALIGN_YOUR_STEPS_SD
 
 
 class TextToImageEngine(DiffusionEngine):

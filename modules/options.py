@@ -5,9 +5,9 @@ from typing import Annotated, Dict, Literal, Optional, Tuple
 
 from data.motion import MAX_BUCKET
 from gm.config.values import OptionError, Options, Range
-from gm.options import Size, StepOptions, WeightOptions
+from gm.options import Size, StepOptions, WeightOptions, with_parts
 from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
-from gm.sampling.samplers import MAX_STEPS, Sampler, with_parts
+from gm.sampling.samplers import MAX_STEPS, Sampler
 from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization
 from modules.video_guidance import GUIDERS
 

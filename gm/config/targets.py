@@ -69,8 +69,8 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "gm.sampling.denoiser.Denoiser": (
         _REFERENCE + "denoiser.Denoiser", _SGM + "denoiser.Denoiser", "gm.denoiser.Denoiser",
     ),
-    "gm.sampling.denoiser.EpsScaling": (),
-    "gm.sampling.denoiser.VScaling": (),
+    "gm.sampling.training_levels.EpsScaling": (),
+    "gm.sampling.training_levels.VScaling": (),
     "gm.sampling.denoiser.VScalingWithEDMcNoise": (
         _REFERENCE + "denoiser_scaling.VScalingWithEDMcNoise", _SGM + "denoiser_scaling.VScalingWithEDMcNoise",
         "gm.denoiser.VScalingWithEDMcNoise",
@@ -90,7 +90,7 @@ _CLASSES: Mapping[str, Sequence[str]] = {
         _SGM + "sampling.EulerEDMSampler", "gm.sampler.EulerEDMSampler",
     ),
     "gm.sampling.samplers.HeunEDMSampler": ("gm.sampler.HeunEDMSampler",),
-    "gm.sampling.schedules.LegacyDDPMDiscretization": (),
+    "gm.sampling.training_levels.LegacyDDPMDiscretization": (),
     "gm.sampling.schedules.AlignYourStepsDiscretization": ("gm.discretizer.AlignYourStepsDiscretization",),
     "gm.sampling.schedules.EDMDiscretization": (
         _REFERENCE + "discretizer.EDMDiscretization", _SGM + "discretizer.EDMDiscretization",

@@ -1,11 +1,11 @@
-"""Preconditioning (Karras et al. 2022): SVD's, and that of networks trained on the thousand levels of DDPM."""
+"""EDM preconditioning with v-prediction (Karras et al. 2022; SVD, appendix D.2)."""
 
-from typing import Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
-from gm.networks.conditioner import Conditioning
-from gm.sampling.schedules import TRAINING_SIGMAS, Timestep, training_index
+if TYPE_CHECKING:
+    from gm.networks.conditioner import Conditioning
 
 Array = np.ndarray
 
@@ -33,44 +33,6 @@ class VScalingWithEDMcNoise:
         )
 
 
-class DiscreteScaling:
-    """Of networks that are told the index of a training level, 0 to 999, whatever the σ between them.
-
-    Args:
-        timestep: the index is that of the `nearest` level (ComfyUI), or `interpolated` in ln σ between two (diffusers);
-            `quantized` takes the nearest level for σ itself, too (sgm).
-    """
-
-    def __init__(self, timestep: Timestep = "nearest") -> None:
-        self.timestep = timestep
-
-    def __call__(self, sigma: float) -> Preconditioning:
-        """σ: positive."""
-        if self.timestep == "quantized":
-            index = float(np.argmin(np.abs(TRAINING_SIGMAS - sigma)))
-            return self.at(TRAINING_SIGMAS[int(index)], index)
-        index = training_index(sigma)
-        return self.at(sigma, round(index) if self.timestep == "nearest" else index)
-
-    def at(self, sigma: float, c_noise: float) -> Preconditioning:
-        """For a σ and its index."""
-        raise NotImplementedError
-
-
-class EpsScaling(DiscreteScaling):
-    """The network predicts the noise (Ho et al. 2020): x0 = x - σ·F(x / √(σ² + 1))."""
-
-    def at(self, sigma: float, c_noise: float) -> Preconditioning:
-        return Preconditioning(c_skip=1.0, c_out=-sigma, c_in=1 / np.sqrt(sigma**2 + 1), c_noise=c_noise)
-
-
-class VScaling(DiscreteScaling):
-    """The network predicts v (Salimans & Ho 2022): as :class:`VScalingWithEDMcNoise`, told the index."""
-
-    def at(self, sigma: float, c_noise: float) -> Preconditioning:
-        return VScalingWithEDMcNoise()(sigma)._replace(c_noise=c_noise)
-
-
 class Denoiser:
     """Turns the network's raw output into an estimate of the clean latents.
 
@@ -81,7 +43,7 @@ class Denoiser:
     def __init__(self, scaling: Any) -> None:
         self.scaling = scaling
 
-    def __call__(self, network, x: Array, sigma: float, cond: Conditioning) -> Array:
+    def __call__(self, network, x: Array, sigma: float, cond: "Conditioning") -> Array:
         """The denoised latents of a batch of clips.
 
         Args:

@@ -4,14 +4,13 @@ They work on host arrays: a clip's latents are a few megabytes, the network is e
 NumPy generator, so that one seed gives one video on every device and in every mode.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Callable, ClassVar, Iterable, Mapping, Optional, Type
 
 import numpy as np
 
 from gm.config.values import Range
 from gm.sampling.guidance import Guider
-from gm.sampling.schedules import Timestep
 
 MAX_STEPS = 10_000
 LEAST_NOISE = 0.05  # σ, of data of σ 1, below which an image is as good as clean
@@ -32,14 +31,13 @@ class Sampler:
         num_steps: n.
 
     Attributes:
-        timestep: what a network that is told indices of training levels gets between two of them
-            (:class:`gm.sampling.denoiser.DiscreteScaling`), as diffusers does it with this sampler.
+        timestep: see :class:`gm.sampling.training_levels.DiscreteScaling`; as diffusers does it with this sampler.
     """
 
     discretization: Any
     guider: Guider
     num_steps: Steps = 25
-    timestep: ClassVar[Timestep] = "interpolated"
+    timestep: ClassVar[str] = "interpolated"
 
     def __call__(
         self, denoise: Denoise, noise: Array, rng: np.random.Generator, progress: Optional[Progress] = None
@@ -185,14 +183,3 @@ SAMPLERS: Mapping[str, Type[Sampler]] = {
     "dpmpp2m": DPMPP2MSampler,
     "consistency": ConsistencySampler,
 }
-
-
-def with_parts(
-    current: Sampler, name: Optional[str], num_steps: int, discretization: Any, guider: Guider
-) -> Sampler:
-    """A sampler with other parts: of the class of that name, with so many steps; None and 0 keep the current ones."""
-    kind = SAMPLERS.get(name, type(current))
-    steps = num_steps or current.num_steps
-    if kind is type(current):
-        return replace(current, discretization=discretization, guider=guider, num_steps=steps)
-    return kind(discretization, guider, steps)

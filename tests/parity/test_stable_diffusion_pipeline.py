@@ -1,0 +1,94 @@
+"""Whole pipelines against diffusers' on the same weights, prompts and noise: pictures within 1/255 everywhere."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from transformers import CLIPTokenizer
+
+from gm import text_to_image
+from gm.networks import tokenizer as vocabulary
+from gm.sampling.training_levels import TRAINING_SIGMAS
+from tests.parity.sd_peers import MODELS, make_stable_diffusion
+
+STEPS = 4
+HEIGHT, WIDTH = 64, 128
+PROMPT = "a watercolour of a fox in the snow, highly detailed"
+TRAINING = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def clip_tokenizer(pad_token):
+    """transformers' own, of the same vocabulary."""
+    with gzip.open(vocabulary.VOCABULARY, "rt", encoding="utf-8") as file:
+        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : vocabulary.MERGES + 1]]
+    letters = vocabulary._byte_letters()
+    names = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    names += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: token for token, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
+
+
+def scheduler(name, sampler, schedule):
+    options = {**TRAINING, "prediction_type": "v_prediction" if name == "sd_2_1" else "epsilon"}
+    if sampler == "dpmpp2m":
+        return DPMSolverMultistepScheduler(**options, use_karras_sigmas=True)
+    if schedule == "karras":  # between the training's lowest and highest level, as the other does by itself
+        ends = {"sigma_min": float(TRAINING_SIGMAS[0]), "sigma_max": float(TRAINING_SIGMAS[-1])}
+        options.update(**ends, use_karras_sigmas=True)
+    return EulerDiscreteScheduler(**options, timestep_spacing="leading")
+
+
+def diffusers_picture(peer, name, sampler, schedule, negative, noise):
+    parts = {"vae": peer.vae, "text_encoder": peer.text_encoder, "unet": peer.unet}
+    parts["scheduler"] = scheduler(name, sampler, schedule)
+    if name == "sd_xl_base":
+        parts.update(tokenizer=clip_tokenizer("<|endoftext|>"), tokenizer_2=clip_tokenizer("!"))
+        pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=peer.text_encoder_2, add_watermarker=False)
+    else:
+        parts["tokenizer"] = clip_tokenizer("!" if name == "sd_2_1" else "<|endoftext|>")
+        extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = StableDiffusionPipeline(**parts, **extra)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(
+        PROMPT, negative_prompt=negative, height=HEIGHT, width=WIDTH, num_inference_steps=STEPS, guidance_scale=5.0,
+        latents=torch.from_numpy(noise[0]), output_type="np",
+    )  # fmt: skip
+    return np.rint(out.images[0] * 255)
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
+    return {name: make_stable_diffusion(folder, name) for name in MODELS}
+
+
+@pytest.mark.parametrize(
+    "name, sampler, schedule, negative",
+    [
+        ("sd_xl_base", "euler", "leading", None),
+        ("sd_xl_base", "dpmpp2m", "karras", ""),
+        ("sd_xl_base", "euler", "karras", "blurry"),
+        ("sd_1_5", "euler", "leading", "blurry"),
+        ("sd_1_5", "dpmpp2m", "karras", None),
+        ("sd_2_1", "euler", "leading", ""),
+        ("sd_2_1", "dpmpp2m", "karras", "blurry"),
+    ],
+)
+def test_same_picture_as_diffusers(peers, name, sampler, schedule, negative):
+    peer = peers[name]
+    noise = np.random.default_rng(3).standard_normal((1, 1, 4, HEIGHT // 8, WIDTH // 8), np.float32)
+    pipeline = text_to_image.StableDiffusionPipeline(
+        peer.config, peer.checkpoint, height=HEIGHT, width=WIDTH, sampler=sampler, schedule=schedule, cfg=5.0,
+        sampling_steps=STEPS,
+    )  # fmt: skip
+    ours = pipeline.paint(pipeline.encode(PROMPT, negative), noise, np.random.default_rng(0)).astype(float)
+    theirs = diffusers_picture(peer, name, sampler, schedule, negative, noise)
+    assert theirs.std() > 10  # a picture, not a constant
+    assert np.abs(ours - theirs).max() <= 1
