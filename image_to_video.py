@@ -36,32 +36,47 @@ def build_parser() -> CommandParser:
     add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
     add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
     add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
-    formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
-    add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
     add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
     for name, flag in RUNTIME_FLAGS.items():
         add(f"--{name}", **flag)
+    add_video_flags(parser)
+    return parser
+
+
+def add_video_flags(parser: CommandParser) -> None:
+    """The flags of the video's file, and, below `--SVD`, the pipeline's arguments."""
+    add = parser.add_argument
+    formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
+    add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
     weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's"
     add("--SVD.checkpoint", type=str, default="checkpoints/svd_tiny.safetensors", help=weights)
     parser.add_options(VideoOptions, "SVD")
-    return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """See :func:`animate_all`."""
+    flags = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    check_output_format(flags)
+    animate_all(find_images(flags.image), flags)
+
+
+def check_output_format(flags: Namespace) -> None:
+    """Raises a UserError unless videos can be written as the flags say."""
+    check_video_format(flags.output_format, flags.SVD.fps)
+    if flags.output_format == "mp4":
+        require_ffmpeg("--output_format=mp4")
+
+
+def animate_all(images: Sequence[Path], flags: Namespace) -> None:
     """Writes one video per image and its path to standard output, as soon as it is there.
 
     Raises:
         UserError: unusable flags or input, found before any weights are read; a failure that stops the run; or, after
             all others are done, the images that failed.
     """
-    flags = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    check_video_format(flags.output_format, flags.SVD.fps)
-    if flags.output_format == "mp4":
-        require_ffmpeg("--output_format=mp4")
-    images = find_images(flags.image)
     failures: Dict[Path, UserError] = {}
     with memory_limit(), explain_out_of_memory(REMEDIES):
         for image in images:

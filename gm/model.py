@@ -114,6 +114,11 @@ class DiffusionEngine:
             if not part.offload:
                 part.load()
 
+    def release(self) -> None:
+        """Forgets the weights of every part."""
+        for part in self.parts:
+            part.release()
+
     def condition(self, *batches: Mapping[str, Any]) -> Tuple[Conditioning, ...]:
         """The conditioning of each batch of named inputs (:class:`gm.networks.conditioner.GeneralConditioner`)."""
         with self.conditioner as conditioner, inference(alone=True):

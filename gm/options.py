@@ -70,8 +70,8 @@ class StepOptions(Options):
 
 
 @dataclass
-class PictureOptions(WeightOptions, StepOptions):
-    """Everything that a picture is made with, beside the prompts and the two files of the model."""
+class PromptOptions(Options):
+    """How a prompt becomes a picture."""
 
     height: Optional[Size] = None
     """of the picture in pixels, a multiple of 64; by default what the model was trained for"""
@@ -92,6 +92,11 @@ class PictureOptions(WeightOptions, StepOptions):
     nearest for dpmpp2m, else interpolated"""
     prompt_weights: Rule = COMFYUI
     """what (word:1.2) in a prompt does: comfyui, a1111 (they differ), or off: brackets are text"""
+
+
+@dataclass
+class PictureOptions(WeightOptions, StepOptions, PromptOptions):
+    """Everything that a picture is made with, beside the prompts and the two files of the model."""
 
 
 def choose_picture_sampler(current: Sampler, align_your_steps: Sequence[int], options: PictureOptions) -> Sampler:

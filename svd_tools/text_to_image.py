@@ -11,7 +11,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Annotated, Any, Dict, List, Optional, Sequence, Tuple
 
 from jsonargparse import Namespace
 
@@ -49,10 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     prompts = read_prompts(flags)
     make_output_dir(flags.output_dir, "--output_dir")
     with memory_limit(), explain_out_of_memory(REMEDIES):
-        runtime = setup_runtime(flags.mode, flags.device_target)
-        for path in paint(prompts, flags, runtime):
-            sys.stdout.write(f"{path}\n")
-            sys.stdout.flush()
+        write_pictures(prompts, flags, setup_runtime(flags.mode, flags.device_target))
 
 
 def add_flags(parser: CommandParser) -> None:
@@ -96,8 +93,8 @@ def read_prompts(flags: Namespace) -> Prompts:
     return [(prompt, flags.seed + index) for prompt in prompts for index in range(flags.num_images)]
 
 
-def paint(prompts: Prompts, flags: Namespace, runtime: Runtime) -> Iterator[Path]:
-    """Loads the model and writes one picture after the other; gives their paths.
+def write_pictures(prompts: Prompts, flags: Namespace, runtime: Runtime) -> List[Path]:
+    """Loads the model, writes one picture after the other, and lets go of the model; gives the pictures' paths.
 
     Raises:
         UserError: the model cannot be used, no room for a picture, or it cannot be written.
@@ -106,8 +103,8 @@ def paint(prompts: Prompts, flags: Namespace, runtime: Runtime) -> Iterator[Path
 
     paths = {name: in_project(flags.SD[name]) for name in ("config", "checkpoint")}
     pipeline = StableDiffusionPipeline(**{**flags.SD.as_dict(), **paths})
-    encoded: Dict[str, Any] = {prompt: None for prompt, _ in prompts}
-    encoded = {prompt: pipeline.encode(prompt, flags.negative_prompt) for prompt in encoded}
+    texts = dict.fromkeys(prompt for prompt, _ in prompts)
+    encoded, pictures = {text: pipeline.encode(text, flags.negative_prompt) for text in texts}, []
     for prompt, seed in prompts:
         require_free_space(flags.output_dir, pipeline.height * pipeline.width * 3, "the picture")
         picture = pipeline(encoded[prompt], seed)
@@ -115,7 +112,11 @@ def paint(prompts: Prompts, flags: Namespace, runtime: Runtime) -> Iterator[Path
         stem = f"{words}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{seed}"
         with new_path(flags.output_dir, stem, ".png") as path:
             write_picture(picture, path, describe(pipeline, prompt, seed, flags, runtime))
-        yield path
+        sys.stdout.write(f"{path}\n")
+        sys.stdout.flush()
+        pictures.append(path)
+    pipeline.engine.release()
+    return pictures
 
 
 def in_project(path: str) -> Path:

@@ -41,7 +41,7 @@ def imported_packages(path):
 FLOOR_PLAN = (
     "gm.errors", "gm.files", "data", "gm.backend", "gm.config", "gm.weights", "gm.networks", "gm.sampling", "gm.model",
     "gm.text_model", "gm.options", "gm.pipeline", "gm.text_to_image", "gm.training", "modules", "modules.training",
-    "svd_tools", "svd_tiny", "image_to_video", "train", "benchmarks",
+    "image_to_video", "svd_tools", "svd_tiny", "train", "benchmarks",
 )  # fmt: skip
 GROUND = {"gm.errors", "gm.files"}
 KNOWS_LITTLE = {"data": GROUND, "gm.backend": GROUND, "gm.config": GROUND}
