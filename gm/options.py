@@ -1,6 +1,6 @@
 """The options of whatever is made of noise, each stated once: those that pictures and videos share, and a picture's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, Sequence, Tuple, Union
 
 from gm.config.values import OptionError, Options, Range
@@ -116,9 +116,8 @@ def choose_picture_sampler(current: Sampler, align_your_steps: Sequence[int], op
 def with_parts(
     current: Sampler, name: Optional[str], num_steps: int, discretization: Any, guider: Guider
 ) -> Sampler:
-    """A sampler with other parts: of the class of that name, with so many steps; None and 0 keep the current ones."""
+    """The current sampler, or one of the class of that name, with these parts; 0 keeps the number of steps."""
     kind = SAMPLERS.get(name, type(current))
-    steps = num_steps or current.num_steps
-    if kind is type(current):
-        return replace(current, discretization=discretization, guider=guider, num_steps=steps)
-    return kind(discretization, guider, steps)
+    sampler = current if kind is type(current) else kind(discretization, guider)
+    sampler.discretization, sampler.guider, sampler.num_steps = discretization, guider, num_steps or current.num_steps
+    return sampler

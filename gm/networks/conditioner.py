@@ -168,7 +168,7 @@ class CondStageModel(GeneralConditioner):
     """
 
     def __init__(self, embedder: nn.Cell) -> None:
-        nn.Cell.__init__(self)
+        super(GeneralConditioner, self).__init__()
         self.embedders = (embedder,)
         for name, cell in embedder.name_cells().items():
             self.insert_child_to_cell(name, cell)

@@ -4,7 +4,7 @@ import gzip
 import html
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING, Dict, List, Tuple
 
 from gm.errors import UserError
 from gm.files import open_input, reason
@@ -42,6 +42,18 @@ def _tokenizer() -> "Tokenizer":
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
+    tokenizer = Tokenizer(BPE(*read_vocabulary(), end_of_word_suffix=END_OF_WORD))
+    words = Split(Regex(WORDS), "removed", invert=True)
+    tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    return tokenizer
+
+
+def read_vocabulary() -> Tuple[Dict[str, int], List[Tuple[str, str]]]:
+    """Every token by its name, without start and end, and the pairs that are merged, the first first.
+
+    Raises:
+        UserError: the vocabulary's file cannot be read.
+    """
     try:
         with open_input(VOCABULARY) as file, gzip.open(file, "rt", encoding="utf-8") as lines:
             merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : MERGES + 1]]
@@ -50,11 +62,7 @@ def _tokenizer() -> "Tokenizer":
         raise UserError(f"cannot read CLIP's vocabulary, {VOCABULARY}: {problem}; get the project anew") from error
     letters = _byte_letters()
     names = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(merge) for merge in merges)]
-    model = BPE({name: token for token, name in enumerate(names)}, merges, end_of_word_suffix=END_OF_WORD)
-    tokenizer = Tokenizer(model)
-    words = Split(Regex(WORDS), "removed", invert=True)
-    tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
-    return tokenizer
+    return {name: token for token, name in enumerate(names)}, merges
 
 
 def _byte_letters() -> List[str]:

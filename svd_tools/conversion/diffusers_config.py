@@ -18,7 +18,8 @@ from gm.config.targets import our_options, our_target
 from gm.errors import UserError
 from gm.files import PathLike
 from svd_tools.conversion.diffusers_layout import diffusers_shapes
-from svd_tools.conversion.key_map import is_plain_decoder
+from svd_tools.conversion.image_folder import image_texts
+from svd_tools.conversion.key_map import is_plain_decoder, is_video
 
 Shape = Tuple[int, ...]
 _log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).with_name("diffusers_folder.json")
 SCHEDULER = "scheduler/scheduler_config.json"
 ENGINE, VIDEO_UNET = "modules.video_model.VideoDiffusionEngine", "modules.video_unet.VideoUNet"
+IMAGE_ENGINE, IMAGE_UNET = "gm.text_model.TextToImageEngine", "gm.networks.unet.UNet"
 IMAGE_TOWER = "gm.networks.clip.VisionTransformer"
 PLAIN_VAE, TEMPORAL_VAE = "AutoencoderKL", "AutoencoderKLTemporalDecoder"
 NORM_GROUPS = 32  # fixed in diffusers
@@ -52,6 +54,9 @@ def diffusers_texts(config_path: PathLike, wanted: Mapping[str, Shape]) -> Dict[
                 f"num_groups={values['num_groups']}"
             )
     shapes = diffusers_shapes(wanted)
+    if not is_video(wanted):
+        engine, unet = _with_defaults(IMAGE_ENGINE, options), _with_defaults(IMAGE_UNET, options)
+        return image_texts(shapes, options, unet, engine, _vae(shapes, PLAIN_VAE, engine))
     vae_class = PLAIN_VAE if is_plain_decoder(wanted) else TEMPORAL_VAE
     engine = _with_defaults(ENGINE, options)
     clip = _image_encoder(shapes, _with_defaults(IMAGE_TOWER, options))

@@ -15,11 +15,17 @@ from svd_tools.conversion.key_map import (
     EMBEDDER_VAE_PREFIX,
     FIRST_STAGE_PREFIX,
     IMAGE_ENCODER,
+    OPEN_CLIP_2_PREFIX,
+    SD_TEXT_PREFIX,
+    TEXT_ENCODER,
+    TEXT_ENCODER_2,
     TRANSPOSED,
     UNET,
     UNET_PREFIX,
     VAE,
     VISUAL_PREFIX,
+    XL_TEXT_2_PREFIX,
+    XL_TEXT_PREFIX,
     Place,
     diffusers_places,
     is_plain_decoder,
@@ -36,9 +42,14 @@ _PARTS = {
     FIRST_STAGE_PREFIX: VAE,
     EMBEDDER_VAE_PREFIX: VAE,
     VISUAL_PREFIX: IMAGE_ENCODER,
+    SD_TEXT_PREFIX: TEXT_ENCODER,
+    OPEN_CLIP_2_PREFIX: TEXT_ENCODER,
+    XL_TEXT_PREFIX: TEXT_ENCODER,
+    XL_TEXT_2_PREFIX: TEXT_ENCODER_2,
 }  # a source has all of a part or nothing of it
 _PREFIXES = {
     "add_embedding.linear_1.weight": f"{UNET}/",
+    "down_blocks.0.resnets.0.norm1.weight": f"{UNET}/",
     "decoder.time_conv_out.weight": f"{VAE}/",
     "vision_model.embeddings.class_embedding": f"{IMAGE_ENCODER}/",
     "input_blocks.0.0.weight": UNET_PREFIX,
@@ -99,7 +110,7 @@ def stand_ins(published: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
     * The first stage's encoder is the conditioner's, with `quant_conv` (a 1x1 convolution after the last layer)
       multiplied into `conv_out`, for the first stage has none: it gives the same latents.
     * The conditioner's decoder, which nothing runs, gets the first stage's spatial layers and an identity.
-    * CLIP's text tensors, which nothing reads, are zero.
+    * Text tensors that nothing reads are zero.
     """
     missing = placeless(wanted) - set(published)
     return {name: _stand_in(name, wanted, published) for name in wanted if name in missing}
@@ -141,8 +152,9 @@ def _stand_in(name: str, wanted: Mapping[str, Shape], published: Tensors) -> Laz
         if layer.startswith("encoder.conv_out.") and not is_plain_decoder(wanted):
             return _with_quant_conv(layer.rpartition(".")[2], published)
         return published[EMBEDDER_VAE_PREFIX + layer]
-    if name.startswith(CLIP_PREFIX):
-        dtype = published[VISUAL_PREFIX + "proj"].info.dtype
+    if not name.startswith(EMBEDDER_VAE_PREFIX):
+        twin = VISUAL_PREFIX + "proj" if name.startswith(CLIP_PREFIX) else UNET_PREFIX + "out.2.weight"
+        dtype = published[twin].info.dtype
         return lazy.zeros(TensorInfo(dtype, tuple(wanted[name])), "zeros (unused)")
     twin = FIRST_STAGE_PREFIX + name[len(EMBEDDER_VAE_PREFIX) :]
     if twin in published:
@@ -221,8 +233,8 @@ def _fill(have: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
     filled = stand_ins(have, wanted)
     if filled:
         _log.warning(
-            "%d tensors that the source lacks were filled in (the first stage's encoder, from the conditioner's; the "
-            "conditioner's decoder and CLIP's text tower, which nothing reads); --base takes them from a checkpoint",
+            "%d tensors that the source lacks were filled in (of a video model the first stage's encoder, from the "
+            "conditioner's; what nothing reads); --base takes them from a checkpoint",
             len(filled),
         )
     return filled

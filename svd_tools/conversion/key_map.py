@@ -20,9 +20,11 @@ FIRST_STAGE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "conditioner.embedders.0.open_clip.model."
 VISUAL_PREFIX = CLIP_PREFIX + "visual."
 EMBEDDER_VAE_PREFIX = "conditioner.embedders.3.encoder."
-SD_TEXT_PREFIX = "cond_stage_model."  # of Stable Diffusion 1 and 2
-OPEN_CLIP_2_PREFIX = SD_TEXT_PREFIX + "model."
-XL_TEXT_PREFIX, XL_TEXT_2_PREFIX = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+TEXT_MODEL = "text_model."
+SD_TEXT_PREFIX = "cond_stage_model.transformer." + TEXT_MODEL  # Stable Diffusion 1
+OPEN_CLIP_2_PREFIX = "cond_stage_model.model."  # Stable Diffusion 2
+XL_TEXT_PREFIX = "conditioner.embedders.0.transformer." + TEXT_MODEL
+XL_TEXT_2_PREFIX = "conditioner.embedders.1.model."
 
 AS_IS, TRANSPOSED, CONV_1X1 = "as is", "transposed", "1x1 convolution"
 
@@ -120,8 +122,8 @@ def diffusers_places(published: Iterable[str]) -> Dict[str, Place]:
         FIRST_STAGE_PREFIX: lambda name: _vae_place(name, vae_levels, temporal and name.startswith("decoder.")),
         EMBEDDER_VAE_PREFIX: lambda name: _vae_place(name, vae_levels, False),
         OPEN_CLIP_2_PREFIX: lambda name: _open_clip_place(name, TEXT_ENCODER, "text_model", _TEXT_ENDS),
-        SD_TEXT_PREFIX + "transformer.": lambda name: Place(TEXT_ENCODER, (name,)),
-        XL_TEXT_PREFIX: lambda name: Place(TEXT_ENCODER, (name,)),
+        SD_TEXT_PREFIX: lambda name: Place(TEXT_ENCODER, (TEXT_MODEL + name,)),
+        XL_TEXT_PREFIX: lambda name: Place(TEXT_ENCODER, (TEXT_MODEL + name,)),
         XL_TEXT_2_PREFIX: lambda name: _open_clip_place(name, TEXT_ENCODER_2, "text_model", _TEXT_ENDS),
     }
     places, without = {}, placeless(names)

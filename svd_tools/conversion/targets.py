@@ -77,9 +77,9 @@ def diffusers_target(path: Path, published: Tensors, dtype: str, leftovers: bool
     files = {}
     for component in COMPONENTS:
         prefix = f"{component}/"
-        files[prefix + component_file(component)] = {
-            name[len(prefix) :]: tensor for name, tensor in there.items() if name.startswith(prefix)
-        }
+        own = {name[len(prefix) :]: tensor for name, tensor in there.items() if name.startswith(prefix)}
+        if own:
+            files[prefix + component_file(component)] = own
     if leftovers:
         without = placeless(published)
         files[LEFTOVERS_FILE] = {name: tensor for name, tensor in published.items() if name in without}
@@ -118,7 +118,7 @@ def write_target(
         with atomic_dir(target.path) as folder:
             for name, text in target.texts.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(text)
+                (folder / name).write_text(text, encoding="utf-8")
             return {name: write(folder / name, tensors) for name, tensors in target.files.items()}
 
 

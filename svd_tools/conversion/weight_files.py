@@ -20,13 +20,15 @@ from gm.files import open_input, parse_json, read_text, reason
 from gm.weights.checkpoint import file_sha256, is_torch_pickle, open_checkpoint
 from gm.weights.names import from_reference
 from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
-from svd_tools.conversion.key_map import IMAGE_ENCODER, UNET, VAE
+from svd_tools.conversion.key_map import IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2, TEXT_MODEL, UNET, VAE
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
 
-COMPONENTS = (UNET, VAE, IMAGE_ENCODER)
+COMPONENTS = (UNET, VAE, IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2)
 LEFTOVERS_FILE = "leftovers.safetensors"  # in a folder that this program wrote: what has no place in the layout
-_STEMS = {UNET: "diffusion_pytorch_model", VAE: "diffusion_pytorch_model", IMAGE_ENCODER: "model"}
-_PICKLE_STEMS = {**_STEMS, IMAGE_ENCODER: "pytorch_model"}
+_DIFFUSERS = dict.fromkeys((UNET, VAE), "diffusion_pytorch_model")
+_TRANSFORMERS = (IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2)
+_STEMS = {**_DIFFUSERS, **dict.fromkeys(_TRANSFORMERS, "model")}
+_PICKLE_STEMS = {**_DIFFUSERS, **dict.fromkeys(_TRANSFORMERS, "pytorch_model")}
 _BUFFERS = ("position_ids",)  # constants that older programs saved among the weights
 MAX_PICKLE_BYTES = 1 << 24  # SVD's takes 0.4 MB; objects take many times the room of what builds them
 _WRAPPERS = ("state_dict", "model", "module")  # where training programs put the weights
@@ -61,8 +63,8 @@ def open_weights(path: Path, variant: Optional[str] = None) -> Weights:
     """Opens a checkpoint file or a diffusers folder.
 
     Args:
-        path: safetensors, a MindSpore `.ckpt`, a PyTorch pickle, or a folder with `unet/`, `vae/`, `image_encoder/`
-            (or one component's own folder).
+        path: safetensors, a MindSpore `.ckpt`, a PyTorch pickle, or a folder with `unet/`, `vae/` and encoders (or one
+            component's own folder).
         variant: "fp16" and the like: which files of a folder to take; by default those without a variant, or else
             the only one that there is.
 
@@ -78,12 +80,19 @@ def open_weights(path: Path, variant: Optional[str] = None) -> Weights:
         for file in _weight_files(folder, component, variant):
             files.append(file)
             read, _ = _open_file(file, str(file.relative_to(path)))
-            tensors.update({f"{component}/{name}": t for name, t in read.items() if not name.endswith(_BUFFERS)})
+            named = {_full_name(component, name): t for name, t in read.items() if not name.endswith(_BUFFERS)}
+            tensors.update(named)
     leftovers: Tensors = {}
     if (path / LEFTOVERS_FILE).exists():
         files.append(path / LEFTOVERS_FILE)
         leftovers, _ = _open_file(path / LEFTOVERS_FILE, LEFTOVERS_FILE)
     return Weights(path, files, tensors, leftovers)
+
+
+def _full_name(component: str, name: str) -> str:
+    """With its sub-folder before it; transformers 5 saves a text encoder that has no head without a prefix."""
+    bare = component == TEXT_ENCODER and not name.startswith((TEXT_MODEL, "text_projection."))
+    return f"{component}/{TEXT_MODEL if bare else ''}{name}"
 
 
 def component_file(component: str) -> str:

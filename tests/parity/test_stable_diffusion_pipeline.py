@@ -1,7 +1,5 @@
 """Whole pipelines against diffusers' on the same weights, prompts and noise: pictures within 1/255 everywhere."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from diffusers import (
 from transformers import CLIPTokenizer
 
 from gm import text_to_image
-from gm.networks import tokenizer as vocabulary
+from gm.networks.tokenizer import END, START, read_vocabulary
 from gm.sampling.training_levels import TRAINING_SIGMAS
 from tests.parity.sd_peers import MODELS, make_stable_diffusion
 
@@ -26,12 +24,8 @@ TRAINING = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 def clip_tokenizer(pad_token):
     """transformers' own, of the same vocabulary."""
-    with gzip.open(vocabulary.VOCABULARY, "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : vocabulary.MERGES + 1]]
-    letters = vocabulary._byte_letters()
-    names = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
-    names += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {name: token for token, name in enumerate(names)}
+    names, merges = read_vocabulary()
+    vocab = {**names, "<|startoftext|>": START, "<|endoftext|>": END}
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
 
 
