@@ -36,7 +36,8 @@ def noises(height: int, width: int) -> Tuple[np.ndarray, np.ndarray]:
 def run_ours(args: argparse.Namespace, image: np.ndarray) -> np.ndarray:
     """The frames, (t, height, width, 3), uint8; made as `image_to_video.py` does it."""
     from gm.backend.runtime import setup_runtime
-    from modules.pipeline import SVDPipeline, to_pixels
+    from modules.compatibility import to_pixels
+    from modules.pipeline import SVDPipeline
 
     setup_runtime(None, "CPU")
     height, width = image.shape[:2]

@@ -14,7 +14,7 @@ SIZE_MULTIPLE = 64  # pixels: 8x from the autoencoder, 8x from the UNet
 LEAST_TILE = 128  # pixels: a smaller one is all seam
 
 Size = Annotated[int, Range(SIZE_MULTIPLE, 8192, SIZE_MULTIPLE)]
-Seed = Annotated[int, Range(0, 2**63 - 1)]
+Seed = Annotated[int, Range(0, 2**64 - 1)]
 LoRAScale = Annotated[float, Range(-100, 100)]
 
 

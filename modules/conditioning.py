@@ -3,7 +3,7 @@
 Sampling, training and the latent cache all make the embedders' inputs by :func:`conditioning_inputs`.
 """
 
-from typing import Dict, Union
+from typing import Dict, Optional, Union
 
 import numpy as np
 from mindspore import Tensor
@@ -65,6 +65,7 @@ def conditioning_inputs(
     fps: Numbers,
     motion_bucket_id: Numbers,
     noise_aug_strength: Numbers,
+    clip_image: Optional[np.ndarray] = None,
     **others: Numbers,
 ) -> Dict[str, np.ndarray]:
     """The embedders' inputs by their `input_key`, for a batch of first frames.
@@ -75,12 +76,13 @@ def conditioning_inputs(
         fps: frames per second; the model is conditioned on one less, as `fps_id`.
         motion_bucket_id: 0 to 255.
         noise_aug_strength: the noise's standard deviation in the frame that the autoencoder sees; CLIP sees it clean.
+        clip_image: what CLIP sees in place of the clean frame (:meth:`modules.compatibility.Sgm.clip_image`).
         others: what a model is conditioned on besides, by its embedder's `input_key`.
     """
     ones = np.ones(len(pixels), np.float32)
     cond_aug = ones * np.float32(noise_aug_strength)
     return {
-        CLEAN_FRAME: pixels,
+        CLEAN_FRAME: pixels if clip_image is None else clip_image,
         NOISED_FRAME: pixels + cond_aug.reshape(-1, 1, 1, 1) * image_noise,
         "fps_id": (ones * (np.asarray(fps, np.float64) - 1)).astype(np.float32),
         "motion_bucket_id": ones * np.float32(motion_bucket_id),

@@ -4,11 +4,13 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Dict, Literal, Optional, Tuple
 
 from data.motion import MAX_BUCKET
-from gm.config.values import OptionError, Options, Range
+from gm.config.values import OptionError, Options, Range, show
 from gm.options import Size, StepOptions, WeightOptions, with_parts
 from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
+from gm.sampling.noise import GENERATORS
 from gm.sampling.samplers import MAX_STEPS, Sampler
 from gm.sampling.schedules import SCHEDULES, SVD_SIGMA_MAX, EDMDiscretization
+from modules.compatibility import RESIZES, TOOLS
 from modules.video_guidance import GUIDERS
 
 MAX_FRAMES = 1024
@@ -63,7 +65,7 @@ class SamplingOptions(StepOptions):
 
 @dataclass
 class FrameOptions(Options):
-    """How many frames of what size are made."""
+    """How many frames of what size are made, and how the image and the seed become what the model starts from."""
 
     num_frames: Optional[Frames] = None
     """frames to generate; by default what the model was trained for"""
@@ -74,6 +76,21 @@ class FrameOptions(Options):
     crop_offset: Tuple[Share, Share] = (0.5, 0.5)
     """what part of an image of another shape is kept: vertical and horizontal position of the crop, 0 (top, left) to 1
     (bottom, right)"""
+    like: Literal[tuple(TOOLS)] = "sgm"
+    """the tool whose video a seed gives: its noise, resizing, view of CLIP, augmentation and rounding; sgm is Stability
+    AI's own code and this toolkit's way"""
+    noise: Optional[Literal[tuple(GENERATORS)]] = None
+    """the generator of the seed's noise; by default numpy, and torch (that of PyTorch's CPU generator) with
+    like=diffusers and like=comfyui"""
+    resize: Optional[Literal[tuple(RESIZES)]] = None
+    """how an image of another shape gets the video's: crop (sgm), squash (diffusers) or bilinear (ComfyUI's: cropped in
+    the middle, not antialiased); by default that of `like`"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resize = self.resize or TOOLS[self.like].resize
+        if resize != "crop" and tuple(self.crop_offset) != (0.5, 0.5):
+            raise OptionError(f"crop_offset: {show(self.crop_offset)} cannot be used with resize={resize}")
 
 
 @dataclass

@@ -7,16 +7,18 @@ from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
 import numpy as np
 
-from data.image_reader import fit_image
 from gm.config.factory import load_model
 from gm.config.values import OptionError, flags_below
 from gm.pipeline import load_weights, require_finite
 from gm.sampling.guidance import EVERY_SIGMA
+from gm.sampling.noise import GENERATORS
 from gm.weights.checkpoint import file_sha256
+from gm.weights.parameters import NUMPY_TYPE
+from modules.compatibility import RESIZES, TOOLS, Noises
 from modules.conditioning import conditioning_inputs
 from modules.options import TRAINED_FPS, ClipOptions, VideoOptions, choose_sampler
 
@@ -77,6 +79,7 @@ class SVDPipeline(VideoOptions):
         self.engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
         if not TRAINED_FPS[0] <= self.fps <= TRAINED_FPS[1]:
             logger.warning("%sfps=%d is outside the range %d to %d of the training", FLAG, self.fps, *TRAINED_FPS)
+        TOOLS[self.like].warn(self)
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Animates an image.
@@ -88,19 +91,29 @@ class SVDPipeline(VideoOptions):
         Returns:
             (t, height, width, 3), uint8.
         """
-        rng = np.random.default_rng(seed)
-        pixels = to_pixels(fit_image(image, self.height, self.width, tuple(self.crop_offset)))
-        return self.animate(pixels, *draw_noise(self.engine, pixels, self.num_frames, rng), rng)[0]
+        tool = TOOLS[self.like]
+        rng = GENERATORS[self.noise or tool.noise](seed)
+        pixels = RESIZES[self.resize or tool.resize](image, self.height, self.width, tuple(self.crop_offset))
+        clip_image = tool.clip_image(image, pixels, self.engine.clip_image_size)
+        shape = (1, *self.engine.clip_shape(self.num_frames, self.height, self.width))
+        noises = tool.draw(rng, pixels.shape, shape, NUMPY_TYPE[self.engine.network.dtype])
+        return self.animate(pixels, *noises, rng, clip_image)[0]
 
     def animate(
-        self, pixels: np.ndarray, image_noise: np.ndarray, noise: np.ndarray, rng: np.random.Generator
+        self,
+        pixels: np.ndarray,
+        image_noise: np.ndarray,
+        noise: np.ndarray,
+        rng: Any,
+        clip_image: Optional[np.ndarray] = None,
     ) -> np.ndarray:
         """Animates first frames from given noise; for the arguments see :func:`generate`.
 
         Returns:
             (b, t, height, width, 3), uint8.
         """
-        return to_frames(generate(self.engine, pixels, (image_noise, noise), rng, self))
+        decoded = generate(self.engine, pixels, (image_noise, noise), rng, self, clip_image)
+        return TOOLS[self.like].to_frames(decoded)
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -128,31 +141,23 @@ class SVDPipeline(VideoOptions):
         }
 
 
-def draw_noise(
-    engine: VideoDiffusionEngine, pixels: np.ndarray, num_frames: int, rng: np.random.Generator
-) -> Tuple[np.ndarray, np.ndarray]:
-    """Unit Gaussian noise for the augmentation, of the shape of `pixels`, and for the latents, (b, t, 4, h/8, w/8)."""
-    image_noise = rng.standard_normal(pixels.shape, np.float32)
-    batch, _, height, width = pixels.shape
-    shape = (batch, *engine.clip_shape(num_frames, height, width))
-    return image_noise, rng.standard_normal(shape, np.float32)
-
-
 def generate(
     engine: VideoDiffusionEngine,
     pixels: np.ndarray,
-    noises: Tuple[np.ndarray, np.ndarray],
-    rng: np.random.Generator,
+    noises: Noises,
+    rng: Any,
     options: ClipOptions,
+    clip_image: Optional[np.ndarray] = None,
 ) -> np.ndarray:
     """Animates first frames.
 
     Args:
         engine: the model.
         pixels: (b, 3, height, width), range -1..1.
-        noises: from :func:`draw_noise`.
-        rng: for samplers that add noise on the way.
+        noises: unit Gaussian, of the shape of `pixels`, and (b, t, c, h, w).
+        rng: for samplers that add noise on the way; one of :data:`gm.sampling.noise.GENERATORS`.
         options: of all clips of the batch.
+        clip_image: what CLIP sees in place of `pixels`.
 
     Returns:
         (b, t, 3, height, width), about -1..1, fp32.
@@ -161,17 +166,6 @@ def generate(
         UserError: the latents or the frames are not finite numbers.
     """
     image_noise, noise = noises
-    (cond,) = engine.condition(conditioning_inputs(pixels, image_noise, **options.numbers()))
+    (cond,) = engine.condition(conditioning_inputs(pixels, image_noise, clip_image=clip_image, **options.numbers()))
     latents = require_finite(engine.sample(cond, noise, rng), "latents", FLAG)
     return require_finite(engine.decode(latents, options.decode_chunk_size), "frames", FLAG)
-
-
-def to_pixels(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 -> (1, 3, h, w), fp32, range -1..1."""
-    return (image.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1)[None]
-
-
-def to_frames(pixels: np.ndarray) -> np.ndarray:
-    """(b, t, 3, h, w), range -1..1, clipped -> (b, t, h, w, 3), uint8."""
-    unit = np.clip(pixels / 2 + 0.5, 0, 1)
-    return np.rint(unit * 255).astype(np.uint8).transpose(0, 1, 3, 4, 2)

@@ -1,5 +1,7 @@
 """Stable Video Diffusion as a model: latent diffusion whose images are the frames of clips."""
 
+from functools import cached_property
+from math import isqrt
 from typing import Tuple
 
 from gm.config.factory import LazyConfig
@@ -30,6 +32,12 @@ class VideoDiffusionEngine(DiffusionEngine):
     ) -> None:
         super().__init__(network, denoiser, conditioner, first_stage, sampler, scale_factor, height, width)
         self.num_frames = num_frames
+
+    @cached_property
+    def clip_image_size(self) -> int:
+        """Rows and columns of the images that CLIP's network takes."""
+        shapes = {name.rpartition(".visual.")[2]: shape for name, shape in self.conditioner.shapes().items()}
+        return isqrt(shapes["positional_embedding"][0] - 1) * shapes["conv1.weight"][-1]
 
     def clip_shape(self, num_frames: int, height: int, width: int) -> Tuple[int, int, int, int]:
         """(t, z, h, w) of a clip's latents, for its size in pixels."""

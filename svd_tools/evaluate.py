@@ -96,12 +96,12 @@ class EvaluatedModel:
         """
         from mindspore import Tensor
 
-        from modules.pipeline import to_frames, to_pixels
+        from modules.compatibility import Sgm, to_pixels
 
         with self._image_autoencoder() as autoencoder:
             latent = autoencoder.encode(Tensor(to_pixels(image))).asnumpy()
         latents = np.repeat(latent, self.pipeline.num_frames, axis=0) * np.float32(self.engine.scale_factor)
-        return to_frames(self.engine.decode(latents[None]))[0]
+        return Sgm.to_frames(self.engine.decode(latents[None]))[0]
 
     def generate(self, image: np.ndarray, motion_bucket_id: int, seed: int) -> Clip:
         """Animates a fitted image."""
@@ -130,12 +130,12 @@ class EvaluatedModel:
         """
         from mindspore import Tensor
 
-        from modules.pipeline import to_frames
+        from modules.compatibility import Sgm
 
         scaled = latents / np.float32(self.engine.scale_factor)
         with self._image_autoencoder() as autoencoder:
             frames = [autoencoder.decode(Tensor(latent[None])).asnumpy()[0] for latent in scaled]
-        return to_frames(np.stack(frames)[None])[0]
+        return Sgm.to_frames(np.stack(frames)[None])[0]
 
     @contextmanager
     def _image_autoencoder(self) -> Iterator[Any]:

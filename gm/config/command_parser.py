@@ -14,7 +14,7 @@ from gm.config.values import Options, describe, expect, flags_below, show
 from gm.errors import UserError
 
 Group = TypeVar("Group", bound=Options)
-LARGEST = 2**63 - 1  # of any number, up or down; infinite ones and those that are none are refused, too
+LARGEST = 2**64 - 1  # of any number, up or down; infinite ones and those that are none are refused, too
 
 
 class CommandParser(ArgumentParser):

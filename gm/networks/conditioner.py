@@ -72,12 +72,12 @@ class Embedder(nn.Cell):
     downsampling = 0
 
     def prepare(self, value: np.ndarray) -> np.ndarray:
-        """From a batch's array, numbers (b,) or (b, k) or pixels (b, 3, H, W), -1..1, to what the network takes."""
-        return value
+        """From a batch's array, numbers (b,) or (b, k) or pixels (b, 3, H, W), -1..1, to what the network takes, fp32."""
+        return value.astype(np.float32)
 
     def embed(self, value: Any, tile_size: int = 0) -> Dict[str, np.ndarray]:
         """A batch's input as parts of the conditioning, by kind; see :meth:`GeneralConditioner.embed`."""
-        prepared, unit = self.prepare(value.astype(np.float32)), self.downsampling
+        prepared, unit = self.prepare(value), self.downsampling
         embed = partial(_on_host, self)
         return {self.output: in_tiles(embed, prepared, tile_size // unit, (unit, 1)) if unit else embed(prepared)}
 
@@ -118,9 +118,17 @@ class FrozenOpenCLIPImageEmbedder(nn.Cell):
         return self.model(x)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """(b, 3, H, W), range -1..1 -> what the network takes: resized, normalised by CLIP's mean and deviation."""
+        """Pixels to what the network takes: resized, and normalised by CLIP's mean and deviation.
+
+        Args:
+            pixels: (b, 3, H, W), range -1..1; or uint8 in the network's size, which has been resized as another tool
+                does it.
+        """
         size = self.model.visual.image_size
-        unit = (resize(pixels, size, size) + 1.0) / 2.0
+        if pixels.dtype == np.uint8:
+            unit = pixels / np.float32(255)
+        else:
+            unit = (resize(pixels.astype(np.float32), size, size) + 1.0) / 2.0
         return ((unit - _per_channel(CLIP_MEAN)) / _per_channel(CLIP_STD)).astype(np.float32)
 
 

@@ -15,7 +15,8 @@ from gm.files import PathLike
 from gm.model import DiffusionEngine
 from gm.training.callbacks import Callback, TensorBoardLog, keep_training
 from gm.training.trainer import Trainer
-from modules.pipeline import draw_noise, generate, to_frames, to_pixels
+from modules.compatibility import Sgm, to_pixels
+from modules.pipeline import generate
 from modules.training.options import ValidationOptions
 
 FOLDER = "validation"  # in the run's folder
@@ -71,8 +72,8 @@ class ValidationVideos(Callback):
         """(t, h, w, 3), uint8."""
         rng = np.random.default_rng(seed)
         pixels = to_pixels(image)
-        decoded = generate(engine, pixels, draw_noise(engine, pixels, self._num_frames, rng), rng, self._options)
-        return to_frames(decoded)[0]
+        noises = Sgm.draw(rng, pixels.shape, (1, *engine.clip_shape(self._num_frames, *pixels.shape[2:])))
+        return Sgm.to_frames(generate(engine, pixels, noises, rng, self._options))[0]
 
     def _write(self, frames: np.ndarray, name: str, step: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from transformers import CLIPImageProcessor
 from gm.backend import winograd
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.errors import UserError
-from modules.pipeline import SVDPipeline, to_pixels
+from modules.compatibility import to_pixels
+from modules.pipeline import SVDPipeline
 from tests.parity.peers import CONFIG
 
 STEPS = 3
@@ -26,10 +27,9 @@ def image():
     return np.stack(waves, axis=-1).astype(np.uint8)
 
 
-def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch):
-    """diffusers' pipeline, with the given noise in place of its own."""
+def diffusers_frames(peer, image, monkeypatch, image_noise=None, **options):
+    """diffusers' pipeline, with the given noise in place of its own if there is any."""
     size = 56
-
     scheduler = EulerDiscreteScheduler(
         use_karras_sigmas=True,
         sigma_min=0.002,
@@ -45,21 +45,19 @@ def diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch
     real = __import__(module, fromlist=["_resize_with_antialiasing"])._resize_with_antialiasing
     # The pipeline resizes to 224 pixels; the small tower takes 56.
     monkeypatch.setattr(f"{module}._resize_with_antialiasing", lambda x, _: real(x, (size, size)))
-    monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: torch.from_numpy(image_noise))
+    if image_noise is not None:
+        monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: torch.from_numpy(image_noise))
     out = pipe(
         Image.fromarray(image),
         height=64,
         width=128,
-        num_frames=frames,
         num_inference_steps=STEPS,
         min_guidance_scale=1.5,
         max_guidance_scale=2.5,
         fps=7,
         motion_bucket_id=127,
-        noise_aug_strength=0.02,
-        decode_chunk_size=chunk,
-        latents=torch.from_numpy(noise),
         output_type="np",
+        **options,
     )
     return np.rint(out.frames[0] * 255)
 
@@ -85,8 +83,29 @@ def test_same_frames_as_diffusers(peer, image, frames, chunk, mode, tiles, monke
         CONFIG, peer.checkpoint, num_frames=frames, sampling_steps=STEPS, decode_chunk_size=chunk, min_cfg=1.5
     )
     ours = pipeline.animate(to_pixels(image), image_noise, noise, rng)[0].astype(float)
-    theirs = diffusers_frames(peer, image, image_noise, noise, frames, chunk, monkeypatch)
+    given = {"num_frames": frames, "decode_chunk_size": chunk, "latents": torch.from_numpy(noise)}
+    theirs = diffusers_frames(peer, image, monkeypatch, image_noise, noise_aug_strength=0.02, **given)
     assert theirs.std() > 10  # a picture, not a constant
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def like_diffusers(peer):
+    return SVDPipeline(CONFIG, peer.checkpoint, num_frames=2, sampling_steps=STEPS, min_cfg=1.5, like="diffusers")
+
+
+@pytest.mark.parametrize("shape", [(90, 250), (150, 70), (100, 100)], ids=["landscape", "portrait", "square"])
+@pytest.mark.parametrize("augmentation", [0.0, 0.02, 0.3])
+def test_a_seed_gives_diffusers_own_video(peer, like_diffusers, shape, augmentation, monkeypatch):
+    """Its noise, order of draws, resizing and view of CLIP, for images that do not have the video's size."""
+    steps = np.random.default_rng(shape[0]).normal(0, 9, (*shape, 3))
+    image = np.clip(np.cumsum(steps, axis=1) + 128, 0, 255).astype(np.uint8)
+    like_diffusers.noise_aug_strength = augmentation
+    ours = like_diffusers(image, seed=7).astype(float)
+    generator = torch.Generator().manual_seed(7)
+    options = {"num_frames": 2, "noise_aug_strength": augmentation, "generator": generator}
+    theirs = diffusers_frames(peer, image, monkeypatch, **options)
+    assert theirs.std() > 10
     assert np.abs(ours - theirs).max() <= 1
 
 

@@ -8,7 +8,8 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from PIL import Image
 
 from gm.backend.runtime import PYNATIVE_MODE
-from modules.pipeline import SVDPipeline, to_pixels
+from modules.compatibility import to_pixels
+from modules.pipeline import SVDPipeline
 from tests.svd_tools.small_model import CONFIG, random_array, run_convert
 
 SIZE, FRAMES, STEPS = 64, 3, 2
