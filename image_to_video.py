@@ -14,13 +14,17 @@ from data.mp4_writer import require_ffmpeg
 from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
-from gm.config.command_parser import CommandParser
+from gm.config.command_parser import CommandParser, read_group
+from gm.config.factory import instantiate, model_config
+from gm.config.values import flags_below
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from gm.options import Seed
-from modules.options import VideoOptions
+from gm.weights.model_kind import choose_files
+from modules.options import VideoOptions, choose_sampler
 
 PROJECT = Path(__file__).resolve().parent
+FLAG, DEFAULT_MODEL = "--SVD.", "svd_tiny"
 REMEDIES = (
     "--SVD.decode_chunk_size=1 (decodes one frame at a time), --SVD.offload (holds the weights of one part at a time), "
     "--SVD.tile_size=512 (encodes and decodes in tiles), fewer frames (--SVD.num_frames), a smaller image "
@@ -49,9 +53,11 @@ def add_video_flags(parser: CommandParser) -> None:
     add = parser.add_argument
     formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
     add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
-    add("--SVD.config", type=str, default="configs/svd_tiny.yaml", help="YAML file that defines the model")
-    weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's"
-    add("--SVD.checkpoint", type=str, default="checkpoints/svd_tiny.safetensors", help=weights)
+    config = "YAML file that defines the model; by default the one for the checkpoint, or else configs/svd_tiny.yaml"
+    add("--SVD.config", type=Optional[str], default=None, help=config)
+    weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's; "
+    weights += "by default the configuration's file in checkpoints/"
+    add("--SVD.checkpoint", type=Optional[str], default=None, help=weights)
     parser.add_options(VideoOptions, "SVD")
 
 
@@ -59,15 +65,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """See :func:`animate_all`."""
     flags = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    check_output_format(flags)
-    animate_all(find_images(flags.image), flags)
-
-
-def check_output_format(flags: Namespace) -> None:
-    """Raises a UserError unless videos can be written as the flags say."""
-    check_video_format(flags.output_format, flags.SVD.fps)
-    if flags.output_format == "mp4":
-        require_ffmpeg("--output_format=mp4")
+    images = find_images(flags.image)
+    check_video_flags(flags)
+    animate_all(images, flags)
 
 
 def animate_all(images: Sequence[Path], flags: Namespace) -> None:
@@ -114,17 +114,28 @@ def raise_failures(failures: Dict[Path, UserError], num_images: int) -> NoReturn
 
 
 def build_pipeline(flags: Namespace) -> Any:
-    """The pipeline of the flags; paths that are not below the working folder are looked for in the project's."""
+    """The pipeline of the flags, whose files are known to be there."""
     from modules.pipeline import SVDPipeline
 
-    paths = {name: in_project(flags.SVD[name]) for name in ("config", "checkpoint")}
-    return SVDPipeline(**{**flags.SVD.as_dict(), **paths})
+    return SVDPipeline(**flags.SVD.as_dict())
 
 
-def in_project(path: str) -> Path:
-    """`path`, or the file of that name in the project's folder if only that exists."""
-    own = PROJECT / path
-    return own if own.exists() and not Path(path).exists() else Path(path)
+def check_video_flags(flags: Namespace) -> None:
+    """Finds the model's two files where they are not named, and what cannot be used, before anything is imported.
+
+    Raises:
+        UserError: videos cannot be written as the flags say; a file is missing or of another model; no such sampler.
+    """
+    check_video_format(flags.output_format, flags.SVD.fps)
+    if flags.output_format == "mp4":
+        require_ffmpeg("--output_format=mp4")
+    given = flags.SVD
+    given.config, given.checkpoint = choose_files(given.config, given.checkpoint, DEFAULT_MODEL, FLAG, given.num_frames)
+    sampler = model_config(given.config)["model"].get("params", {}).get("sampler_config")
+    if sampler is not None:
+        sampler = instantiate(sampler, f"{FLAG}config: {given.config}: ")
+        with flags_below(FLAG):
+            choose_sampler(sampler, read_group(VideoOptions, flags, "SVD"))
 
 
 def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Path:

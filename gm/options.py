@@ -54,7 +54,8 @@ class StepOptions(Options):
     """How the sampler goes from one noise level to the next."""
 
     sampler: Optional[Literal[tuple(SAMPLERS)]] = None
-    """by default the YAML's; consistency is for UNets distilled to few steps, such as AnimateLCM-SVD's and LCM's"""
+    """by default the model's: euler for videos, dpmpp2m for pictures; consistency is for UNets distilled to few steps,
+    such as AnimateLCM-SVD's and LCM's"""
     guidance_interval: Optional[Tuple[Sigma, Sigma]] = None
     """the lowest and the highest noise level (sigma) that is guided; outside it a step takes half the time; by default
     all are"""

@@ -45,7 +45,7 @@ class ClipOptions(ConditioningOptions):
     decode_chunk_size: Annotated[int, Range(0, MAX_FRAMES)] = 0
     """frames decoded at a time; fewer take less memory, more flicker less; 0 decodes all at once"""
     sampling_steps: Annotated[int, Range(0, MAX_STEPS)] = 0
-    """steps of the sampler; 0 takes the YAML's"""
+    """steps of the sampler; 0 takes the model's: 25 (svd_xt: 30)"""
 
 
 @dataclass
@@ -53,14 +53,14 @@ class SamplingOptions(StepOptions):
     """How the noise becomes a clip."""
 
     schedule: Optional[Literal[tuple(SCHEDULES)]] = None
-    """noise levels: karras (SVD's own) or ays (Align Your Steps: good at 10 steps); by default the YAML's"""
+    """noise levels: karras or ays (Align Your Steps: good at 10 steps); by default the model's: karras"""
     guider: Optional[Literal[tuple(GUIDERS)]] = None
     """how the guidance scale runs over the frames: linear (from min to max), constant, triangle or trapezoid (max in
-    the middle); by default the YAML's"""
+    the middle); by default the model's: linear"""
     min_cfg: Optional[Scale] = None
-    """lowest guidance scale; by default the YAML's"""
+    """lowest guidance scale; by default the model's: 1 (svd_xt: 1.5)"""
     max_cfg: Optional[Scale] = None
-    """highest guidance scale; by default the YAML's"""
+    """highest guidance scale; by default the model's: 2.5 (svd_xt: 3)"""
 
 
 @dataclass
@@ -68,11 +68,11 @@ class FrameOptions(Options):
     """How many frames of what size are made, and how the image and the seed become what the model starts from."""
 
     num_frames: Optional[Frames] = None
-    """frames to generate; by default what the model was trained for"""
+    """frames to generate; by default what the model was trained for: 14 (svd_xt: 25)"""
     height: Optional[Size] = None
-    """of the video in pixels, a multiple of 64; by default what the model was trained for"""
+    """of the video in pixels, a multiple of 64; by default what the model was trained for: 576"""
     width: Optional[Size] = None
-    """of the video in pixels, a multiple of 64; by default what the model was trained for"""
+    """of the video in pixels, a multiple of 64; by default what the model was trained for: 1024"""
     crop_offset: Tuple[Share, Share] = (0.5, 0.5)
     """what part of an image of another shape is kept: vertical and horizontal position of the crop, 0 (top, left) to 1
     (bottom, right)"""

@@ -25,8 +25,9 @@ from gm.config.values import Range
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, read_text, reason, require_free_space
 from gm.options import PictureOptions, Seed
+from gm.weights.model_kind import choose_files
 
-PROJECT = Path(__file__).resolve().parents[1]
+DEFAULT_MODEL = "sd_xl_base"
 REMEDIES = (
     "--SD.offload (holds the weights of one part at a time), --SD.tile_size=512 (decodes in tiles), a smaller picture "
     "(--SD.height, --SD.width)"
@@ -47,6 +48,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     flags = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     prompts = read_prompts(flags)
+    check_files(flags)
     make_output_dir(flags.output_dir, "--output_dir")
     with memory_limit(), explain_out_of_memory(REMEDIES):
         write_pictures(prompts, flags, setup_runtime(flags.mode, flags.device_target))
@@ -64,10 +66,17 @@ def add_flags(parser: CommandParser) -> None:
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same picture again")
     for name, flag in RUNTIME_FLAGS.items():
         add(f"--{name}", **flag)
-    add("--SD.config", type=str, default="configs/sd_xl_base.yaml", help="YAML file that defines the model")
+    config = "YAML file that defines the model; by default the one for the checkpoint"
+    add("--SD.config", type=Optional[str], default=None, help=config)
     weights = "its weights: a published safetensors file (fp32 or fp16), or one that svd_tools/convert.py wrote"
     add("--SD.checkpoint", type=str, required=True, help=weights)
     parser.add_options(PictureOptions, "SD")
+
+
+def check_files(flags: Namespace) -> None:
+    """Finds the model's YAML file where it is not named; raises a UserError if the two do not fit, or are missing."""
+    given = flags.SD
+    given.config, given.checkpoint = choose_files(given.config, given.checkpoint, DEFAULT_MODEL, "--SD.")
 
 
 def read_prompts(flags: Namespace) -> Prompts:
@@ -101,8 +110,7 @@ def write_pictures(prompts: Prompts, flags: Namespace, runtime: Runtime) -> List
     """
     from gm.text_to_image import StableDiffusionPipeline
 
-    paths = {name: in_project(flags.SD[name]) for name in ("config", "checkpoint")}
-    pipeline = StableDiffusionPipeline(**{**flags.SD.as_dict(), **paths})
+    pipeline = StableDiffusionPipeline(**flags.SD.as_dict())
     texts = dict.fromkeys(prompt for prompt, _ in prompts)
     encoded, pictures = {text: pipeline.encode(text, flags.negative_prompt) for text in texts}, []
     for prompt, seed in prompts:
@@ -117,12 +125,6 @@ def write_pictures(prompts: Prompts, flags: Namespace, runtime: Runtime) -> List
         pictures.append(path)
     pipeline.engine.release()
     return pictures
-
-
-def in_project(path: str) -> Path:
-    """`path`, or the file of that name in the project's folder if only that exists."""
-    own = PROJECT / path
-    return own if own.exists() and not Path(path).exists() else Path(path)
 
 
 def describe(pipeline: Any, prompt: str, seed: int, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:

@@ -37,7 +37,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     flags = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     prompts = text_to_image.read_prompts(flags)
-    image_to_video.check_output_format(flags)
+    image_to_video.check_video_flags(flags)
+    text_to_image.check_files(flags)
     make_output_dir(flags.output_dir, "--output_dir")
     pictures = make_pictures(prompts, flags)
     if not flags.image_only:
@@ -64,8 +65,8 @@ def make_pictures(prompts: text_to_image.Prompts, flags: Namespace) -> List[Path
     with memory_limit(), explain_out_of_memory(text_to_image.REMEDIES):
         runtime = setup_runtime(flags.mode, flags.device_target)
         if flags.SD.height is None and flags.SD.width is None:
-            video = load_model(text_to_image.in_project(flags.SVD.config), flag="--SVD.config")
-            model = load_model(text_to_image.in_project(flags.SD.config), flag="--SD.config")
+            video = load_model(flags.SVD.config, flag="--SVD.config")
+            model = load_model(flags.SD.config, flag="--SD.config")
             shape = (flags.SVD.height or video.height) / (flags.SVD.width or video.width)
             area = model.height * model.width
             flags.SD.height, flags.SD.width = _rounded(sqrt(area * shape)), _rounded(sqrt(area / shape))

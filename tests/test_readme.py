@@ -9,6 +9,10 @@ import yaml
 import image_to_video
 import train
 from gm.config.command_parser import read_group
+from gm.config.factory import load_config
+from gm.sampling.samplers import SAMPLERS
+from gm.sampling.schedules import SCHEDULES
+from modules.video_guidance import GUIDERS
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
@@ -30,11 +34,42 @@ def test_the_table_has_every_flag_with_its_default():
         if isinstance(value, bool):
             assert words == ("on" if value else "off")
         elif isinstance(value, (tuple, list)):
-            assert words == str(list(value)).replace(" ", "")
-        elif words in ("", "the model's", "the YAML's"):
-            assert value in (None, 0), flag
+            assert words == ",".join(map(str, value))
+        elif flag.rpartition(".")[2] in OF_THE_MODEL:
+            assert value in (None, 0) and words == of_the_models(flag.rpartition(".")[2])
+        elif words == "":
+            assert value is None, flag
         else:
             assert words == str(value), flag
+
+
+SIZES, SCALES = ("num_frames", "height", "width"), ("min_cfg", "max_cfg")
+OF_THE_MODEL = (*SIZES, "sampling_steps", "sampler", "schedule", "guider", *SCALES)
+
+
+def of_the_models(flag):
+    """svd's value and, where it differs, svd_xt's, from their YAML files: "14 (svd_xt: 25)"."""
+
+    def value(name):
+        params = load_config(PROJECT / "configs" / f"{name}.yaml")["model"]["params"]
+        sampler = params["sampler_config"]["params"]
+        guider = sampler["guider_config"]
+        classes = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guider": GUIDERS}
+        targets = {"sampler": params["sampler_config"], "schedule": sampler["discretization_config"], "guider": guider}
+        if flag in classes:
+            cls = targets[flag]["target"].rpartition(".")[2]
+            return next(word for word, kind in classes[flag].items() if kind.__name__ == cls)
+        scales = {"min_cfg": guider["params"]["min_scale"], "max_cfg": guider["params"]["max_scale"]}
+        return f"{ {**params, **scales, 'sampling_steps': sampler['num_steps']}[flag]:g}"
+
+    svd, svd_xt = value("svd"), value("svd_xt")
+    return svd if svd == svd_xt else f"{svd} (svd_xt: {svd_xt})"
+
+
+@pytest.mark.parametrize("flag", OF_THE_MODEL)
+def test_help_shows_the_models_own_values(flag):
+    helps = {action.dest: action.help for action in image_to_video.build_parser()._actions}
+    assert f": {of_the_models(flag)}" in " ".join(helps[f"SVD.{flag}"].split())
 
 
 @pytest.mark.parametrize("command", [image_to_video, train])

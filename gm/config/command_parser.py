@@ -5,23 +5,38 @@ import inspect
 import re
 import sys
 from dataclasses import fields
-from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence, Type, TypeVar
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gm.config.factory import yaml_text
-from gm.config.values import Options, describe, expect, flags_below, show
+from gm.config.values import Options, describe, expect, flags_below, kinds_of, show
 from gm.errors import UserError
 
 Group = TypeVar("Group", bound=Options)
+# What other tools call an option: named where a user gives it.
+OTHER_WORDS = {
+    "augmentation_level": "noise_aug_strength",
+    "cfg": "max_cfg",
+    "cond_aug": "noise_aug_strength",
+    "decoding_t": "decode_chunk_size",
+    "fps_id": "fps",
+    "guidance_scale": "max_cfg",
+    "max_guidance_scale": "max_cfg",
+    "min_guidance_scale": "min_cfg",
+    "num_inference_steps": "sampling_steps",
+    "num_steps": "sampling_steps",
+    "scheduler": "schedule",
+    "video_frames": "num_frames",
+}
 LARGEST = 2**64 - 1  # of any number, up or down; infinite ones and those that are none are refused, too
 
 
 class CommandParser(ArgumentParser):
     """Parses flags and their YAML (`--config`); full names only, so that a typing error is never taken for a flag.
 
-    A yes/no flag may stand alone: `--SVD.offload` is `--SVD.offload=true`. Values are checked against the types and
-    ranges of their flags and groups (:mod:`gm.config.values`).
+    A yes/no flag may stand alone, and a list needs no brackets: `--SVD.offload --SVD.crop_offset=0.2,0.5`. Values are
+    checked against the types and ranges of their flags and groups (:mod:`gm.config.values`).
 
     Raises:
         UserError: from every parsing method, in place of printing the usage and exiting.
@@ -44,7 +59,7 @@ class CommandParser(ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **kwargs: Any) -> Namespace:
         """The flags' values; `args` defaults to the process's arguments."""
-        args = self._complete_switches(sys.argv[1:] if args is None else args)
+        args = self._completed(sys.argv[1:] if args is None else args)
         try:
             flags = super().parse_args(args, *rest, **kwargs)
         except ValueError as error:  # a number of thousands of digits in a group's file
@@ -77,13 +92,24 @@ class CommandParser(ArgumentParser):
         hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
         return {name: hints.get(name, Any) for name, _ in self.get_defaults().items()}
 
-    def _complete_switches(self, args: Sequence[str]) -> List[str]:
-        """Gives `=true` to each yes/no flag that no value follows."""
-        switches = {f"--{key}" for key, value in self.get_defaults().items() if isinstance(value, bool)}
-        following = [*args[1:], "--"]
-        return [
-            f"{arg}=true" if arg in switches and after.startswith("--") else arg for arg, after in zip(args, following)
-        ]
+    def _completed(self, args: Sequence[str]) -> List[str]:
+        """Gives `=true` to each yes/no flag that no value follows, and brackets to each list without."""
+        kinds = {f"--{name}": kinds_of(annotation) for name, annotation in self._types().items()}
+        completed = []
+        for arg, before, after in zip(args, ["", *args], [*args[1:], "--"]):
+            name, given, value = arg.partition("=")
+            if bool in kinds.get(arg, set()) and after.startswith("--"):
+                arg = f"{arg}=true"
+            elif given and _is_bare_list(value, kinds.get(name, set())):
+                arg = f"{name}=[{value}]"
+            elif _is_bare_list(arg, kinds.get(before, set())):
+                arg = f"[{arg}]"
+            completed.append(arg)
+        return completed
+
+
+def _is_bare_list(value: str, kinds: Set[Any]) -> bool:
+    return bool({tuple, list} & kinds) and "," in value and value[:1] not in ("[", "{")
 
 
 def read_group(group: Type[Group], flags: Namespace, prefix: str) -> Group:
@@ -127,7 +153,10 @@ def _explain_unknown(name: str, types: Mapping[str, Any], where: str) -> str:
     if not name.startswith("-"):
         return f"unexpected argument {name}; each value follows its flag, see --help"
     flags = [f"--{flag}" for flag in types]
-    longer = [flag for flag in flags if flag.startswith(name)]
-    close = longer or difflib.get_close_matches(name, flags, n=1)
+    last = name.rpartition(".")[2].lstrip("-").replace("-", "_")
+    ends = {flag: flag.rpartition(".")[2].lstrip("-") for flag in flags}
+    named = [flag for flag, end in ends.items() if end == OTHER_WORDS.get(last, last)]
+    longer = [flag for flag, end in ends.items() if flag.startswith(name) or end.endswith(f"_{last}")]
+    close = named or longer or difflib.get_close_matches(name, flags, n=1)
     hint = f"did you mean {close[0]}?" if close else "see --help"
     return f"unknown flag {name}{where}; {hint}"

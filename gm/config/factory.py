@@ -52,10 +52,15 @@ def load_model(path: Union[str, Path], overrides: Optional[Sequence[str]] = None
     Raises:
         UserError: the file cannot be used; the line names the flag, the file and what is wrong with it.
     """
+    return instantiate(model_config(path, overrides, flag)["model"], f"{flag}: {path}: ")
+
+
+def model_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Dict:
+    """A model's YAML file, of which nothing is built; arguments and errors as :func:`load_model`."""
     config = load_config(path, overrides, flag)
     if not isinstance(config.get("model"), dict):
         raise UserError(f"{flag}: {path} describes no `model`; configs/svd.yaml shows how")
-    return instantiate(config["model"], f"{flag}: {path}: ")
+    return config
 
 
 def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = None, flag: str = "--config") -> Dict:

@@ -8,7 +8,7 @@ import collections.abc
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Iterator, Literal, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Iterator, Literal, Optional, Set, Union, get_args, get_origin, get_type_hints
 
 from gm.errors import UserError
 
@@ -88,6 +88,14 @@ def fits(value: Any, annotation: Any, limits: Optional[Range] = None) -> bool:
         return isinstance(value, annotation)
     number = isinstance(value, (int, float) if annotation is float else int) and not isinstance(value, bool)
     return number and (limits is None or value in limits)
+
+
+def kinds_of(annotation: Any) -> Set[Any]:
+    """What a value of an annotated type may be, without ranges: `bool`, `tuple` and so on."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Union:
+        return {kind for choice in args for kind in kinds_of(choice)}
+    return kinds_of(args[0]) if origin is Annotated else {origin or annotation}
 
 
 def describe(annotation: Any, limits: Optional[Range] = None, value: Any = None) -> str:

@@ -72,7 +72,7 @@ class Embedder(nn.Cell):
     downsampling = 0
 
     def prepare(self, value: np.ndarray) -> np.ndarray:
-        """From a batch's array, numbers (b,) or (b, k) or pixels (b, 3, H, W), -1..1, to what the network takes, fp32."""
+        """From a batch's array, (b,) or (b, k) numbers or (b, 3, H, W) pixels, -1..1, to the network's input, fp32."""
         return value.astype(np.float32)
 
     def embed(self, value: Any, tile_size: int = 0) -> Dict[str, np.ndarray]:

@@ -8,13 +8,15 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from gm.config.factory import load_config
+from gm.config.factory import load_config, model_config
 from gm.errors import UserError
-from gm.weights.checkpoint import file_sha256
+from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.names import kind_of_names
 from gm.weights.tensor_source import TensorInfo, TensorSource
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+PROJECT = Path(__file__).parents[2]
+CONFIGS = PROJECT / "configs"
+BUNDLED = PROJECT / "checkpoints"  # where a model's published file is looked for
 TYPE_WORDS = re.compile(r"(fp|bf|f|float)(8|16|32)|e[45]m[23](fn)?|[0-9a-f]{6,64}|pruned|converted|comfyui|ckpt")
 
 # The tensors that tell the widths, by their names in a whole checkpoint, and in a diffusers folder or one of its files.
@@ -131,12 +133,60 @@ def find_model(source: TensorSource, flags: str = "--SVD.", num_frames: Optional
         if len(fitting) > 1 and num_frames and narrow is _by_name:
             return min(fitting, key=lambda model: abs((model.num_frames or 0) - num_frames))
     if len(fitting) > 1:
-        choices = " or ".join(f"{model.num_frames} ({model.name})" for model in fitting)
+        choices = " or ".join(f"{model.num_frames} ({model.name})" for model in fitting if model.num_frames)
+        remedy = f"{flags}num_frames={choices}, or " if choices else ""
         raise UserError(
-            f"{flags}num_frames: {source.path} may be {names_of(fitting)}, which share one network, and its name does "
-            f"not tell; give {flags}num_frames={choices}, or {flags}config"
+            f"{flags}checkpoint: {source.path} may be {names_of(fitting)}, which share one network, and its name does "
+            f"not tell; give {remedy}{flags}config"
         )
     return fitting[0]
+
+
+def choose_files(
+    config: Optional[str], checkpoint: Optional[str], default: str, flags: str, num_frames: Optional[int] = None
+) -> Tuple[Path, Path]:
+    """The two files of a model where one of them, both or none is named: YAML file and weights, which fit each other.
+
+    Args:
+        config, checkpoint: what the flags of these names say. A path is below the working folder or the project's; `~`
+            is the home folder.
+        default: the name of the model where neither is named.
+        flags, num_frames: see :func:`find_model`.
+
+    Raises:
+        UserError: a file is missing or cannot be read, no model is found, or the files do not fit.
+    """
+    if checkpoint is None:
+        path = CONFIGS / f"{default}.yaml" if config is None else in_project(config)
+        names = [entry["file"] for entry in model_config(path, flag=f"{flags}config").get("weights", [])]
+        weights = next((BUNDLED / name for name in names if (BUNDLED / name).exists()), None)
+        if weights is None:
+            needed = " or ".join(names) or "the weights that it was written for"
+            raise UserError(f"{flags}checkpoint: {path} needs {needed}: name that file (README, Weights)")
+        return path, weights
+    weights = in_project(checkpoint)
+    if not weights.exists():
+        raise UserError(f"{flags}checkpoint: there is no file {weights}; name the weights (README, Weights)")
+    try:
+        source = open_checkpoint(weights)
+    except UserError as error:
+        raise UserError(f"{flags}checkpoint: {error}") from error
+    with source:
+        if config is None:
+            found = find_model(source, flags, num_frames)
+            if found.architecture.temporal != architecture_in(load_config(CONFIGS / f"{default}.yaml")).temporal:
+                makes = "videos" if found.architecture.temporal else "pictures"
+                raise UserError(f"{flags}checkpoint: {weights} is {found.name}, which makes {makes}; name another")
+            return found.path, weights
+        path = in_project(config)
+        require_fit(source, model_config(path, flag=f"{flags}config"), path, flags)
+    return path, weights
+
+
+def in_project(path: str) -> Path:
+    """`path`, or the file of that name in the project's folder if only that exists."""
+    given, own = Path(path).expanduser(), PROJECT / path
+    return own if own.exists() and not given.exists() else given
 
 
 def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, flags: str = "--SVD.") -> None:
@@ -197,4 +247,4 @@ def _in_words(architecture: Architecture) -> str:
 
 
 def _shown(path: Path) -> str:
-    return path.relative_to(CONFIGS.parent).as_posix() if path.is_relative_to(CONFIGS.parent) else str(path)
+    return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else str(path)

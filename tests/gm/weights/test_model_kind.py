@@ -58,7 +58,7 @@ def test_names_tell_models_of_one_network_apart(tmp_path, name, model):
 
 def test_where_the_name_does_not_tell_the_number_of_frames_does(tmp_path):
     source = header(tmp_path, "camera_finetune.safetensors")
-    with pytest.raises(UserError, match=r"--SVD\.num_frames=14 \(svd\) or 25 \(svd_xt\)"):
+    with pytest.raises(UserError, match=r"give --SVD\.num_frames=14 \(svd\) or 25 \(svd_xt\)"):
         find_model(source)
     assert find_model(source, num_frames=14).name == "svd"
     assert find_model(source, num_frames=24).name == "svd_xt"
@@ -68,6 +68,25 @@ def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
     digest = next(model.files["svd_xt.safetensors"] for model in known_models() if model.name == "svd_xt")
     monkeypatch.setattr("gm.weights.model_kind.file_sha256", lambda path: digest)
     assert find_model(header(tmp_path, "download", dtype="F32")).name == "svd_xt"
+
+
+@pytest.mark.parametrize(
+    ("table", "file", "model"),
+    [
+        ("sd15_safetensors_keys.tsv", "any.safetensors", "sd_1_5"),
+        ("sd21_safetensors_keys.tsv", "v2-1_768-ema-pruned.safetensors", "sd_2_1"),
+        ("sd21_safetensors_keys.tsv", "v2-1_512-ema-pruned_fp16.safetensors", "sd_2_1_base"),
+        ("sdxl_base_safetensors_keys.tsv", "any.safetensors", "sd_xl_base"),
+    ],
+)
+def test_models_of_pictures(tmp_path, table, file, model):
+    assert find_model(header(tmp_path, file, reference.read_shapes(table)), "--SD.").name == model
+
+
+def test_two_models_of_pictures_that_nothing_tells_apart(tmp_path):
+    source = header(tmp_path, "any.safetensors", reference.read_shapes("sd21_safetensors_keys.tsv"))
+    with pytest.raises(UserError, match=r"may be sd_2_1 or sd_2_1_base, .* give --SD\.config$"):
+        find_model(source, "--SD.")
 
 
 def test_a_mismatch_is_one_line_that_names_both_models(tmp_path):
