@@ -14,13 +14,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 from jsonargparse import Namespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config.command_parser import CommandParser
+from gm.config.factory import load_config
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from gm.weights.names import expected_parameters
@@ -50,7 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         weights = open_weights(Path(args.pt_weights_file), args.variant)
         base = open_weights(Path(args.base)) if args.base else None
         wanted = expected_parameters(args.config)
-        tensors = assemble(weights, wanted, base, args.drop_extra)
+        tensors = assemble(weights, wanted, base, args.drop_extra, configured_sigmas(args.config))
         target = _target(args, weights.name, tensors, wanted)
         if args.dry_run:
             sys.stdout.writelines(_description(target))
@@ -83,6 +84,15 @@ def _parser() -> CommandParser:
     add(ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning")
     add("--dry_run", default=False, type=bool, help="only print what would be mapped to what")
     return parser
+
+
+def configured_sigmas(config: str) -> Optional[Tuple[float, float]]:
+    """The lowest and the highest noise level that a YAML file gives, None if it does not say both."""
+    node: Any = load_config(config)["model"]
+    for key in ("sampler_config", "discretization_config"):
+        node = (node.get("params") or {}).get(key) or {}
+    sigmas = tuple((node.get("params") or {}).get(name) for name in ("sigma_min", "sigma_max"))
+    return None if None in sigmas else sigmas
 
 
 def _target(args: Namespace, name: str, tensors: Tensors, wanted: Mapping[str, Tuple[int, ...]]) -> Target:

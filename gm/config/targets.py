@@ -1,4 +1,5 @@
-"""mindone's `examples/svd` YAML files in this project's terms: where its classes live here, and its options' fate.
+"""mindone's `examples/svd` YAML files, and sgm's own, in this project's terms: where their classes live here, and their
+options' fate.
 
 An option that the reference stores but that changes nothing is dropped; one of training's is dropped with a warning,
 since training is configured elsewhere here; one that can only have the value which this network has is checked, and any
@@ -6,6 +7,7 @@ other value is refused.
 """
 
 import logging
+from pathlib import PurePath
 from typing import Any, Dict, Mapping, Sequence
 
 from gm.config.values import Range
@@ -116,15 +118,16 @@ TARGETS: Mapping[str, str] = {alias: name for name, aliases in _CLASSES.items() 
 
 # Options without effect on the result here.
 WITHOUT_EFFECT = {
-    "VideoDiffusionEngine": {"disable_first_stage_amp"},
+    "VideoDiffusionEngine": {"disable_first_stage_amp", "disable_first_stage_autocast"},
     "VideoUNet": {"spatial_transformer_attn_type", "use_checkpoint", "use_recompute"},
     "FrozenOpenCLIPImagePredictionEmbedder": {"is_trainable"},
     "FrozenOpenCLIPImageEmbedder": {"freeze"},
     "ConcatTimestepEmbedderND": {"is_trainable"},
-    "VideoPredictionEmbedderWithEncoder": {"is_trainable", "disable_encoder_amp"},
-    "AutoencodingEngine": {"loss", "loss_config", "regularizer_config"},
-    "AutoencoderKLModeOnly": {"monitor"},
-    "AutoencoderKL": {"monitor"},
+    "VideoPredictionEmbedderWithEncoder": {"is_trainable", "disable_encoder_amp", "disable_encoder_autocast"},
+    "AutoencodingEngine": {"loss", "loss_config", "regularizer_config", "ckpt_path"},
+    "AutoencoderKL": {"monitor", "lossconfig", "ckpt_path"},
+    "EulerEDMSampler": {"verbose", "device"},
+    "LinearPredictionGuider": {"num_frames", "additional_cond_keys"},
     "Denoiser": {"weighting_config"},
     "Encoder": {"attn_type", "resolution"},
     "Decoder": {"attn_type", "resolution"},
@@ -160,6 +163,16 @@ VISION_TOWER = {
     "params": {"visual": {"target": "gm.networks.clip.VisionTransformer"}},
 }
 
+# What sgm's YAML files of SVD leave to its scripts: frames and steps, by the weights that they name, and the sampler.
+SCRIPTS_NUMBERS = {"": (14, 25), "svd_xt": (25, 30)}
+SAMPLER = {
+    "target": "gm.sampling.samplers.EulerEDMSampler",
+    "params": {
+        "discretization_config": {"target": "gm.sampling.schedules.EDMDiscretization", "params": {"sigma_max": 700.0}},
+        "guider_config": {"target": "modules.video_guidance.LinearPredictionGuider"},
+    },
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -174,7 +187,7 @@ def our_options(target: str, options: Dict[str, Any]) -> Dict[str, Any]:
     Raises:
         UserError: an option has a value that this project's network does not have.
     """
-    name = target.rpartition(".")[2]
+    name = our_target(target).rpartition(".")[2]
     options = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT.get(name, ())}
     for key, accepted in FIXED.get(name, {}).items():
         given = options.pop(key, accepted[0])
@@ -183,11 +196,13 @@ def our_options(target: str, options: Dict[str, Any]) -> Dict[str, Any]:
             raise UserError(f"the configuration asks {name} for {key}={given}; this network has {key}={values} only")
     if name == "VideoDiffusionEngine":
         _drop_training(options)
-    elif target == "gm.modules.GeneralConditioner":
-        options["embedders"] = [_embedder(node) for node in options.pop("emb_models", [])]
-    elif target == "gm.modules.embedders.modules.FrozenOpenCLIPImageEmbedder":
+        if target.startswith("sgm."):
+            _add_what_scripts_set(options)
+    elif name == "GeneralConditioner" and "emb_models" in options:
+        options["embedders"] = [_embedder(node) for node in options.pop("emb_models")]
+    elif name == "FrozenOpenCLIPImageEmbedder" and "model_config" not in options:
         options.setdefault("model", VISION_TOWER)
-    elif name in ("AutoencoderKLModeOnly", "AutoencoderKL") and "ddconfig" in options:
+    elif name == "AutoencoderKL" and "ddconfig" in options:
         options.update(_autoencoder(options.pop("ddconfig")))
     return options
 
@@ -196,6 +211,16 @@ def _drop_training(options: Dict[str, Any]) -> None:
     for key in OF_TRAINING:
         if options.pop(key, None) is not None:
             logger.warning("the configuration's %s is not used: training's settings are flags of train.py", key)
+
+
+def _add_what_scripts_set(options: Dict[str, Any]) -> None:
+    """Frames, steps and sampler, where an engine of sgm's YAML does not have them."""
+    stem = PurePath(options.pop("ckpt_path", None) or "").stem
+    frames, steps = next(SCRIPTS_NUMBERS[key] for key in sorted(SCRIPTS_NUMBERS, reverse=True) if stem.startswith(key))
+    options.setdefault("num_frames", frames)
+    sampler = dict(options.get("sampler_config") or SAMPLER)
+    sampler["params"] = {"num_steps": steps, **(sampler.get("params") or {})}
+    options["sampler_config"] = sampler
 
 
 def _embedder(node: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gm.errors import UserError
 from gm.files import PathLike, open_input, reason
 from gm.weights.ckpt_file import parse_ckpt
-from gm.weights.names import compare_names, from_reference
+from gm.weights.names import compare_names, published_name
 from gm.weights.safetensors_file import LENGTH_BYTES, parse_safetensors, save_safetensors
 from gm.weights.tensor_source import DamagedFile, TensorInfo, TensorSource
 
@@ -48,7 +48,7 @@ def open_checkpoint(path: PathLike) -> TensorSource:
     if start.startswith(_PICKLE_MARKS):
         raise UserError(f"{path} is a PyTorch pickle; convert it first: {CONVERT}{path}")
     try:
-        return TensorSource(path, mapping, _parser(start)(mapping, from_reference))
+        return TensorSource(path, mapping, _parser(start)(mapping, published_name))
     except DamagedFile as error:
         raise UserError(f"{path} cannot be read: {error}; fetch or save it again") from error
 

@@ -172,6 +172,9 @@ def choose_files(
     except UserError as error:
         raise UserError(f"{flags}checkpoint: {error}") from error
     with source:
+        kind = kind_of_names(source.info)
+        if kind:
+            raise UserError(f"{flags}checkpoint: {weights} is {kind}")
         if config is None:
             found = find_model(source, flags, num_frames)
             if found.architecture.temporal != architecture_in(load_config(CONFIGS / f"{default}.yaml")).temporal:

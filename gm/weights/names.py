@@ -13,7 +13,7 @@ from typing import Dict, Iterable, Mapping, Sequence, Tuple, Union
 from gm.config.factory import load_model
 from gm.errors import UserError
 from gm.files import write_list
-from gm.weights.tensor_source import TensorInfo
+from gm.weights.tensor_source import WEIGHT_TYPES, TensorInfo
 
 Shape = Tuple[int, ...]
 
@@ -21,6 +21,9 @@ Shape = Tuple[int, ...]
 _NORM = re.compile(r"(?P<layer>(?:^|\.)(?:norm\w*|ln_\w+|in_layers\.0|out_layers\.0|out\.0))\.(?P<kind>weight|bias)$")
 _NORM_TO_REFERENCE = {"weight": "gamma", "bias": "beta"}
 _NORM_FROM_REFERENCE = {"gamma": "weight", "beta": "bias"}
+
+# Around a model or a part of it: PyTorch's data parallelism and compiler.
+_WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
 
 _EMBEDDING, _REFERENCE_EMBEDDING = "token_embedding.weight", "token_embedding.embedding_table"
 _TIME_CONV, _REFERENCE_TIME_CONV = "decoder.conv_out.time_mix_conv.", "decoder.conv_out.conv3d."
@@ -67,6 +70,11 @@ def from_reference(name: str) -> str:
     return name.replace(_REFERENCE_TIME_CONV, _TIME_CONV)
 
 
+def published_name(name: str) -> str:
+    """The published name of a parameter as a file has it: the reference toolkit's, or inside PyTorch's wrappers."""
+    return from_reference(_WRAPPER.sub("", name))
+
+
 def expected_parameters(config: Union[str, Path], flag: str = "--config") -> Dict[str, Shape]:
     """Published name -> shape of every parameter of the model that a YAML file defines, without memory for values."""
     return load_model(config, flag=flag).parameter_shapes()
@@ -89,14 +97,18 @@ def compare_names(
     """
     missing = [name for name in wanted if name not in source_info]
     extra = [name for name in source_info if name not in wanted and not _LEFTOVERS.match(name)]
-    misshapen = [name for name in wanted if name in source_info and source_info[name].shape != tuple(wanted[name])]
-    if not (missing or extra or misshapen):
+    both = [name for name in wanted if name in source_info]
+    misshapen = [name for name in both if source_info[name].shape != tuple(wanted[name])]
+    mistyped = [name for name in both if source_info[name].dtype not in WEIGHT_TYPES]
+    if not (missing or extra or misshapen or mistyped):
         return
-    counts = ((len(missing), "missing"), (len(extra), "extra"), (len(misshapen), "of another shape"))
+    found = {"missing": missing, "extra": extra, "of another shape": misshapen, "of a type of no weights": mistyped}
+    counts = ((len(names), kind) for kind, names in found.items())
     summary = ", ".join(f"{count} {kind}" for count, kind in counts if count)
     lines = [f"missing: {name} {tuple(wanted[name])}" for name in missing]
     lines += [f"extra: {name} {source_info[name].shape}" for name in extra]
     lines += [f"shape: {name} is {source_info[name].shape}, {tuple(wanted[name])} is wanted" for name in misshapen]
+    lines += [f"type: {name} is stored as {source_info[name].dtype}, no floating-point numbers" for name in mistyped]
     raise UserError(
         f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; it seems to be "
         f"{checkpoint_kind(source_info, wanted, converting)}; {in_a_file(lines)}"

@@ -23,6 +23,26 @@ NUMPY_DTYPES = {
     "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
 }  # fmt: skip
 
+
+
+def _float8(exponent_bits: int) -> np.ndarray:
+    """The 256 values of an 8-bit float (Micikevicius et al. 2022), fp32; with 4 exponent bits none is infinite."""
+    bits = np.arange(256)
+    mantissa_bits = 7 - exponent_bits
+    exponent, mantissa = bits >> mantissa_bits & (1 << exponent_bits) - 1, bits & (1 << mantissa_bits) - 1
+    normal = exponent > 0
+    power = np.where(normal, exponent, 1) - (1 << exponent_bits - 1) + 1 - mantissa_bits
+    values = np.ldexp(mantissa + (normal << mantissa_bits), power)
+    if exponent_bits == 5:
+        values[exponent == 31] = np.where(mantissa[exponent == 31], np.nan, np.inf)
+    else:
+        values[bits & 0x7F == 0x7F] = np.nan
+    return np.where(bits < 128, values, -values).astype(np.float32)
+
+
+FLOAT8 = {"F8_E4M3": _float8(4), "F8_E5M2": _float8(5)}  # value of each byte
+SCALE, OF_SCALED = ".scale_weight", (".scale_input", "scaled_fp8")  # ComfyUI's: X.weight times X.scale_weight
+WEIGHT_TYPES = {"F16", "BF16", "F32", "F64", *FLOAT8}
 MAX_AXES, MAX_ELEMENTS = 16, 1 << 48
 
 Extent = Tuple[int, int]  # first byte and the byte after the last, counted from the file's start
@@ -65,7 +85,8 @@ class TensorSource:
 
     Attributes:
         path: the file.
-        info: published name → :class:`TensorInfo`, in the file's order.
+        info: published name → :class:`TensorInfo`, in the file's order. A tensor that has a scale beside it appears as
+            what the two make, in fp32.
         metadata: the file's own text entries.
         mapping, contents: the bytes, and the places of the tensors in them.
 
@@ -75,7 +96,14 @@ class TensorSource:
 
     def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents):
         self.path, self.mapping, self.contents = path, mapping, contents
-        self.info: Mapping[str, TensorInfo] = contents.info
+        pairs = {name[: -len(SCALE)] + ".weight": name for name in contents.info if name.endswith(SCALE)}
+        self._scales = {name: scale for name, scale in pairs.items() if name in contents.info}
+        dropped = {*self._scales.values(), *(name for name in contents.info if pairs and name.endswith(OF_SCALED))}
+        self.info: Mapping[str, TensorInfo] = {
+            name: TensorInfo("F32", info.shape) if name in self._scales else info
+            for name, info in contents.info.items()
+            if name not in dropped
+        }
         self.metadata: Mapping[str, str] = contents.metadata
 
     def __enter__(self) -> "TensorSource":
@@ -87,15 +115,26 @@ class TensorSource:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only array over the memory map.
 
-        bfloat16, which NumPy lacks, comes as a float32 copy. The data of a `.ckpt` need not be aligned in memory.
+        bfloat16 and 8-bit floats, which NumPy lacks, come as a float32 copy. The data of a `.ckpt` need not be aligned
+        in memory.
 
         Raises:
-            UserError: an element type that cannot be computed with (8-bit floats).
+            UserError: an element type that cannot be computed with.
         """
-        return decode(self.read_raw(name), self.info[name], f"{self.path}: {name}")
+        return self._read(name)
+
+    def _read(self, name: str) -> np.ndarray:
+        values = decode(self._stored(name), self.contents.info[name], f"{self.path}: {name}")
+        if name not in self._scales:
+            return values
+        return values.astype(np.float32) * self._read(self._scales[name]).reshape(-1, *[1] * (values.ndim - 1))
 
     def read_raw(self, name: str) -> Raw:
-        """A tensor's bytes as stored: a view of the memory map, or a copy of a tensor that is stored in parts."""
+        """A tensor's bytes as :attr:`info` has it: a view of the memory map, or a copy of what is stored in parts or
+        with a scale."""
+        return self._read(name).astype("<f4").tobytes() if name in self._scales else self._stored(name)
+
+    def _stored(self, name: str) -> Raw:
         view = memoryview(self.mapping)
         parts = [view[start:stop] for start, stop in self.contents.extents[name]]
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -114,7 +153,7 @@ class TensorSource:
 
 
 def decode(raw: Raw, info: TensorInfo, what: str) -> np.ndarray:
-    """Stored bytes as an array, without a copy but for bfloat16, which is widened to float32.
+    """Stored bytes as an array, without a copy but for bfloat16 and 8-bit floats, which are widened to float32.
 
     Raises:
         UserError: an element type that cannot be computed with; `what` names the tensor in the line.
@@ -123,6 +162,8 @@ def decode(raw: Raw, info: TensorInfo, what: str) -> np.ndarray:
         wide = _view(raw, "<u2", info.shape).astype("<u4")
         wide <<= 16  # bfloat16 is the upper half of a float32
         return wide.view("<f4")
+    if info.dtype in FLOAT8:
+        return FLOAT8[info.dtype][_view(raw, "<u1", info.shape)]
     if info.dtype not in NUMPY_DTYPES:
         raise UserError(f"{what} is stored as {info.dtype}, which is not supported; use an fp32, fp16 or bf16 file")
     return _view(raw, NUMPY_DTYPES[info.dtype], info.shape)

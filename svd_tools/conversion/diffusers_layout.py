@@ -9,6 +9,7 @@ from gm.errors import UserError
 from gm.weights.checkpoint import compare_names
 from gm.weights.tensor_source import Raw, TensorInfo, decode
 from svd_tools.conversion import lazy_tensor as lazy
+from svd_tools.conversion.comfyui_layout import is_comfyui, split_comfyui
 from svd_tools.conversion.key_map import (
     CLIP_PREFIX,
     CONV_1X1,
@@ -117,25 +118,30 @@ def stand_ins(published: Tensors, wanted: Mapping[str, Shape]) -> Tensors:
 
 
 def assemble(
-    weights: Weights, wanted: Mapping[str, Shape], base: Optional[Weights] = None, drop_extra: bool = False
+    weights: Weights,
+    wanted: Mapping[str, Shape],
+    base: Optional[Weights] = None,
+    drop_extra: bool = False,
+    sigmas: Optional[Tuple[float, float]] = None,
 ) -> Tensors:
     """All wanted tensors, in the network's order: one content gives one hash, whichever way it came.
 
     Args:
-        weights: the source: published names, the diffusers layout, or one part of either (a UNet alone).
+        weights: the source: published names, ComfyUI's, the diffusers layout, or one part of these (a UNet alone).
         wanted: the network's parameters, published name → shape.
         base: supplies what the source lacks.
         drop_extra: leaves out tensors that the network does not have, instead of refusing the source.
+        sigmas: the configuration's lowest and highest noise level, which ComfyUI's files have too.
 
     Raises:
         UserError: missing, extra or misshapen tensors, all listed; a part alone without a base; a base without need.
     """
-    have = _published(weights, wanted, drop_extra)
+    have = _published(weights, wanted, drop_extra, sigmas)
     missing = set(wanted) - set(have) - placeless(wanted)
     if base is not None:
         if not missing and all(name in have for name in wanted):
             raise UserError(f"--base: {weights.path} holds every tensor itself; leave --base out")
-        have = {**_published(base, wanted, drop_extra), **have}
+        have = {**_published(base, wanted, drop_extra, sigmas), **have}
     elif missing and _parts(have):
         raise UserError(
             f"{weights.path} holds only the {' and the '.join(sorted(_parts(have)))}; "
@@ -176,9 +182,10 @@ def _with_quant_conv(kind: str, published: Tensors) -> LazyTensor:
         values = np.tensordot(matrix, _values(conv), axes=1)  # o c, c (i h w) -> o (i h w)
         if kind == "bias":
             values = values + _values(shift)
-        return lazy.encode(values, conv.info.dtype)
+        return lazy.encode(values, info.dtype)
 
-    return LazyTensor(conv.info, f"{conv.origin} with {quant.origin}", load)
+    info = TensorInfo(lazy.writable(conv.info.dtype), conv.info.shape)
+    return LazyTensor(info, f"{conv.origin} with {quant.origin}", load)
 
 
 def _values(tensor: LazyTensor) -> np.ndarray:
@@ -193,9 +200,16 @@ def _shape_there(shape: Shape, place: Place) -> Shape:
     return (shape[0] // len(place.names), *shape[1:])
 
 
-def _published(weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool) -> Tensors:
+def _published(
+    weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool, sigmas: Optional[Tuple[float, float]]
+) -> Tensors:
     """A source's tensors under their published names; each part that it has is complete and of the right shapes."""
     tensors = _with_part_prefix(weights.tensors)
+    clip: Tensors = {}
+    if is_comfyui(tensors):
+        tensors, clip = split_comfyui(tensors, wanted, sigmas, str(weights.path))
+        of_clip = {name: s for name, s in diffusers_shapes(wanted).items() if name.startswith(f"{IMAGE_ENCODER}/")}
+        compare_names(of_clip, infos(clip), what=f"{weights.path}'s CLIP", converting=True)
     parts = {name.partition("/")[0] for name in tensors} & set(COMPONENTS)
     if parts:
         expected = {n: s for n, s in diffusers_shapes(wanted).items() if n.partition("/")[0] in parts}
@@ -207,7 +221,7 @@ def _published(weights: Weights, wanted: Mapping[str, Shape], drop_extra: bool) 
         tensors = _without_extra(tensors, expected)
     compare_names(expected or wanted, infos(tensors), what=str(weights.path), converting=True)
     if not parts:
-        return dict(tensors)
+        return {**tensors, **from_diffusers(clip, wanted)}
     leftovers = {name: tensor for name, tensor in weights.leftovers.items() if name in wanted}
     compare_names({name: wanted[name] for name in leftovers}, infos(leftovers), what=f"{weights.path}'s leftovers")
     return {**from_diffusers(tensors, wanted), **leftovers}

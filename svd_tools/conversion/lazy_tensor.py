@@ -11,7 +11,9 @@ import numpy as np
 from gm.weights.tensor_source import ITEM_BYTES, Raw, TensorInfo, TensorSource, decode
 
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # the command line's names → safetensors'
-_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}  # all set: inf or NaN
+_EXPONENTS = {  # all set: inf or NaN; F8_E4M3 has NaN alone, of all bits but the sign
+    "F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000,
+}  # fmt: skip
 _NUMPY_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _BLOCK = 1 << 18  # elements looked at together: they fit a core's cache
 
@@ -104,6 +106,11 @@ def split(tensor: LazyTensor, parts: int) -> Sequence[LazyTensor]:
 def infos(tensors: Mapping[str, LazyTensor]) -> Dict[str, TensorInfo]:
     """Name → element type and shape."""
     return {name: tensor.info for name, tensor in tensors.items()}
+
+
+def writable(dtype: str) -> str:
+    """The type itself, or fp32 for one that :func:`encode` does not write."""
+    return dtype if dtype in (*_NUMPY_FLOATS, "BF16") else "F32"
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gm.errors import UserError
 from gm.files import atomic_dir
-from gm.weights.ckpt_file import ckpt_bytes, write_ckpt
+from gm.weights.ckpt_file import TYPE_NAMES, ckpt_bytes, write_ckpt
 from gm.weights.names import to_reference
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw
@@ -62,7 +62,14 @@ def single_file_target(path: Path, published: Tensors, dtype: str, leftovers: bo
     """
     rename = to_reference if path.suffix == ".ckpt" else str
     kept = {rename(name): tensor for name, tensor in published.items() if leftovers or not is_unused(name)}
-    return Target(path, {"": _in_dtype(kept, dtype)})
+    tensors = _in_dtype(kept, dtype)
+    unknown = [name for name, tensor in tensors.items() if tensor.info.dtype not in TYPE_NAMES]
+    if unknown and path.suffix == ".ckpt":
+        raise UserError(
+            f"--dtype: a .ckpt cannot hold {tensors[unknown[0]].info.dtype}, as {unknown[0]} is stored; --dtype=fp16 "
+            "widens it, and a safetensors file keeps it"
+        )
+    return Target(path, {"": tensors})
 
 
 def diffusers_target(path: Path, published: Tensors, dtype: str, leftovers: bool, texts: Mapping[str, str]) -> Target:

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from gm.errors import UserError
 from gm.files import open_input, parse_json, read_text, reason
 from gm.weights.checkpoint import file_sha256, is_torch_pickle, open_checkpoint
-from gm.weights.names import from_reference
+from gm.weights.names import published_name
 from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
 from svd_tools.conversion.key_map import IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2, TEXT_MODEL, UNET, VAE
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
@@ -115,7 +115,7 @@ def read_pickle(path: Path, label: str) -> Tensors:
     tensors = {name: value for name, value in named if hasattr(value, "data_ptr")}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds no dictionary of tensors by their names; save the model's state_dict")
-    return {from_reference(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
+    return {published_name(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
 
 
 class FileHashes:

@@ -31,3 +31,8 @@ def diffusers() -> Dict[str, Tuple[int, ...]]:
 def stable_diffusion(name: str) -> Dict[str, Tuple[int, ...]]:
     """The tensors of a published file of Stable Diffusion: `sd15` (1131), `sd21` (1228) or `sdxl_base` (2515)."""
     return read_shapes(f"{name}_safetensors_keys.tsv")
+
+
+def comfyui() -> Dict[str, Tuple[int, ...]]:
+    """The 2322 tensors that ComfyUI's ImageOnlyCheckpointSave writes."""
+    return read_shapes("comfyui_saved_svd_keys.tsv")
