@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from data.image_reader import BACKGROUNDS, find_images, read_image
 from data.mp4_writer import require_ffmpeg
-from data.video_writer import WRITERS, check_video_format, new_video_path, write_video
+from data.video_writer import WRITERS, check_video_format, new_video_path, settings_in, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser, read_group
@@ -20,7 +20,7 @@ from gm.config.values import flags_below
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, require_free_space
 from gm.options import Seed
-from gm.weights.model_kind import choose_files
+from gm.weights.model_kind import choose_files, portable
 from modules.options import VideoOptions, choose_sampler
 
 PROJECT = Path(__file__).resolve().parent
@@ -35,9 +35,9 @@ STEM_LENGTH = 48  # characters of the image's name in the video's: file systems 
 
 def build_parser() -> CommandParser:
     """The command's flags; those below `--SVD` are the pipeline's arguments."""
-    parser = CommandParser(prog="image_to_video.py", description=__doc__)
+    parser = CommandParser(prog="image_to_video.py", description=__doc__, settings_in=settings_in)
     add = parser.add_argument
-    add("--config", action="config", help="YAML file of these flags; those that follow it on the command line win")
+    add("--config", action="config", help="YAML file of these flags, or a video made with them; flags that follow win")
     add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
     add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
@@ -154,14 +154,15 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
 
 
 def describe(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:
-    """What made a video: every option, resolved, and the checkpoint's hash."""
+    """What made a video, as flags: `--config` takes it. The image has its name alone, since it may have moved."""
     return {
         "image": image.name,
         "background": flags.background,
         "seed": flags.seed,
         "mode": runtime.mode,
         "device_target": runtime.device,
-        "SVD": {"config": Path(flags.SVD.config).name, **pipeline.settings},
+        "output_format": flags.output_format,
+        "SVD": {"config": portable(flags.SVD.config), **pipeline.settings},
     }
 
 

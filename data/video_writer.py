@@ -3,7 +3,7 @@
 import json
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List
+from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -162,6 +162,11 @@ def read_metadata(path: PathLike) -> Dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds no settings; this toolkit did not write it, or another program dropped them")
     return settings
+
+
+def settings_in(path: PathLike) -> Optional[Dict[str, Any]]:
+    """What :func:`read_metadata` gives for a video or an image, by its suffix; None for any other file."""
+    return read_metadata(path) if Path(path).suffix.lower() in (".mp4", ".gif", ".webp", ".png") else None
 
 
 def _save_animation(images: List[Image.Image], path: PathLike, durations: List[int], **options: Any) -> None:

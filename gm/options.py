@@ -26,6 +26,8 @@ class WeightOptions(Options):
     """a LoRA file of train.py's, merged into the UNet while it is loaded"""
     lora_scale: LoRAScale = 1.0
     """how strongly the LoRA acts; 1 as it was trained, 0 not at all"""
+    checkpoint_sha256: Optional[str] = None
+    """the hash that the weights' file has to have, in hexadecimal; what a video's or a picture's settings say of it"""
     amp_level: Literal["auto", "O0", "O2"] = "auto"
     """O0 computes in fp32, O2 in fp16 (the autoencoder and all norms stay in fp32); auto is O2 on Ascend and O0 on
     CPU"""

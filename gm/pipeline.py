@@ -1,13 +1,18 @@
 """What the pipelines of pictures and of videos have in common: their weights, and results that have to be finite."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 
 import numpy as np
 
 from gm.errors import UserError
 from gm.options import WeightOptions
+from gm.sampling.guidance import EVERY_SIGMA
+from gm.sampling.samplers import SAMPLERS
+from gm.weights.checkpoint import file_sha256
+from gm.weights.model_kind import in_project, portable
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.model import DiffusionEngine
@@ -26,12 +31,41 @@ def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOpt
     from gm.weights.lora_file import MergedSource, read_lora
 
     if options.lora is not None:
-        overlay = partial(MergedSource, lora=read_lora(options.lora), scale=options.lora_scale)
+        overlay = partial(MergedSource, lora=read_lora(in_project(options.lora)), scale=options.lora_scale)
         engine.network.overlay = engine.conditioner.overlay = overlay
     if not checkpoint.exists():
         raise UserError(f"{flag}checkpoint: there is no file {checkpoint}; name the weights (README, Weights)")
+    if options.checkpoint_sha256 is not None and options.checkpoint_sha256 != file_sha256(checkpoint):
+        raise UserError(
+            f"{flag}checkpoint: {checkpoint} is not the file of {flag}checkpoint_sha256, or has changed; name that, "
+            f"or take this one with {flag}checkpoint_sha256=null"
+        )
     engine.attach(checkpoint, amp_dtype(options.amp_level), options.offload)
     engine.load()
+
+
+def common_settings(pipeline: Any) -> Dict[str, Any]:
+    """What made a pipeline's results, as its flags take it: every option, and what took the place of those not given.
+
+    The weights' file is hashed when its hash is first asked for.
+    """
+    sampler = pipeline.engine.sampler
+    if pipeline.checkpoint_sha256 is None:
+        pipeline.checkpoint_sha256 = file_sha256(pipeline.checkpoint)
+    return {
+        **asdict(pipeline),
+        "checkpoint": portable(pipeline.checkpoint),
+        "lora": pipeline.lora and portable(in_project(pipeline.lora)),
+        "sampler": word_of(sampler, SAMPLERS),
+        "sampling_steps": sampler.num_steps,
+        "guidance_interval": None if sampler.guider.interval == EVERY_SIGMA else list(sampler.guider.interval),
+        "amp_level": "O2" if str(pipeline.engine.network.dtype).lower() == "float16" else "O0",
+    }
+
+
+def word_of(part: Any, table: Mapping[str, type]) -> Optional[str]:
+    """A flag's word for a part of the sampler, None for one that no word stands for: the model's own."""
+    return next((word for word, kind in table.items() if type(part) is kind), None)
 
 
 def require_finite(values: np.ndarray, what: str, flag: str) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
@@ -13,8 +11,7 @@ from gm.config.factory import load_model
 from gm.config.values import flags_below
 from gm.networks.prompt import Prompt
 from gm.options import PictureOptions, choose_picture_sampler
-from gm.pipeline import load_weights, require_finite
-from gm.weights.checkpoint import file_sha256
+from gm.pipeline import common_settings, load_weights, require_finite
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.networks.conditioner import Conditioning
@@ -96,26 +93,10 @@ class StableDiffusionPipeline(PictureOptions):
         latents = require_finite(self.engine.sample(cond, noise, rng, uncond), "latents", FLAG)
         return to_picture(require_finite(self.engine.decode(latents), "pixels", FLAG)[0, 0])
 
-    @cached_property
-    def checkpoint_sha256(self) -> str:
-        """The hash of the weights' file, which is read for it once, when it is first asked for."""
-        return file_sha256(self.checkpoint)
-
     @property
     def settings(self) -> Dict[str, Any]:
-        """What made the pictures, for a file's metadata: every option, and what took the place of those not given."""
-        sampler = self.engine.sampler
-        return {
-            **asdict(self),
-            "checkpoint": self.checkpoint.name,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "sampling_steps": sampler.num_steps,
-            "sampler": type(sampler).__name__,
-            "schedule": type(sampler.discretization).__name__,
-            "cfg": sampler.guider.max_scale,
-            "dtype": str(self.engine.network.dtype).lower(),
-            "lora": self.lora and Path(self.lora).name,
-        }
+        """What made the pictures, for a file's metadata (:func:`gm.pipeline.common_settings`)."""
+        return {**common_settings(self), "cfg": self.engine.sampler.guider.max_scale}
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import asdict, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
@@ -13,20 +12,20 @@ import numpy as np
 
 from gm.config.factory import load_model
 from gm.config.values import OptionError, flags_below
-from gm.pipeline import load_weights, require_finite
-from gm.sampling.guidance import EVERY_SIGMA
+from gm.pipeline import common_settings, load_weights, require_finite, word_of
 from gm.sampling.noise import GENERATORS
-from gm.weights.checkpoint import file_sha256
+from gm.sampling.schedules import SCHEDULES
 from gm.weights.parameters import NUMPY_TYPE
 from modules.compatibility import RESIZES, TOOLS, Noises
 from modules.conditioning import conditioning_inputs
 from modules.options import TRAINED_FPS, ClipOptions, VideoOptions, choose_sampler
+from modules.video_guidance import GUIDERS
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from modules.video_model import VideoDiffusionEngine
 
 FLAG = "--SVD."
-LOADED_WITH = ("lora", "lora_scale", "amp_level", "offload")
+LOADED_WITH = ("lora", "lora_scale", "checkpoint_sha256", "amp_level", "offload")
 
 logger = logging.getLogger(__name__)
 
@@ -115,29 +114,19 @@ class SVDPipeline(VideoOptions):
         decoded = generate(self.engine, pixels, (image_noise, noise), rng, self, clip_image)
         return TOOLS[self.like].to_frames(decoded)
 
-    @cached_property
-    def checkpoint_sha256(self) -> str:
-        """The hash of the weights' file, which is read for it once, when it is first asked for."""
-        return file_sha256(self.checkpoint)
-
     @property
     def settings(self) -> Dict[str, Any]:
-        """What made the frames, for a file's metadata: every option, and what took the place of those not given."""
-        sampler, guider = self.engine.sampler, self.engine.sampler.guider
+        """What made the frames, for a file's metadata (:func:`gm.pipeline.common_settings`)."""
+        sampler, guider, tool = self.engine.sampler, self.engine.sampler.guider, TOOLS[self.like]
         return {
-            **asdict(self),
-            "checkpoint": self.checkpoint.name,
-            "checkpoint_sha256": self.checkpoint_sha256,
+            **common_settings(self),
             "crop_offset": list(self.crop_offset),
-            "sampling_steps": sampler.num_steps,
-            "sampler": type(sampler).__name__,
-            "schedule": type(sampler.discretization).__name__,
-            "guider": type(guider).__name__,
+            "noise": self.noise or tool.noise,
+            "resize": self.resize or tool.resize,
+            "schedule": word_of(sampler.discretization, SCHEDULES),
+            "guider": word_of(guider, GUIDERS),
             "min_cfg": guider.min_scale,
             "max_cfg": guider.max_scale,
-            "guidance_interval": None if guider.interval == EVERY_SIGMA else list(guider.interval),
-            "dtype": str(self.engine.network.dtype).lower(),
-            "lora": self.lora and Path(self.lora).name,
         }
 
 

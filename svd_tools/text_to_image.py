@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.video_writer import new_path, write_picture
+from data.video_writer import new_path, settings_in, write_picture
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser
@@ -25,7 +25,7 @@ from gm.config.values import Range
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir, read_text, reason, require_free_space
 from gm.options import PictureOptions, Seed
-from gm.weights.model_kind import choose_files
+from gm.weights.model_kind import choose_files, portable
 
 DEFAULT_MODEL = "sd_xl_base"
 REMEDIES = (
@@ -42,8 +42,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     Raises:
         UserError: unusable flags or input, found before any weights are read, or a failure that stops the run.
     """
-    parser = CommandParser(prog="text_to_image.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file of these flags; flags that follow it win")
+    about = __doc__.partition("\n")[0]
+    parser = CommandParser(prog="text_to_image.py", description=about, settings_in=settings_in)
+    files = "YAML file of these flags, or a picture made with them; flags that follow win"
+    parser.add_argument("--config", action="config", help=files)
     add_flags(parser)
     flags = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -135,7 +137,7 @@ def describe(pipeline: Any, prompt: str, seed: int, flags: Namespace, runtime: R
         "seed": seed,
         "mode": runtime.mode,
         "device_target": runtime.device,
-        "SD": {"config": Path(flags.SD.config).name, **pipeline.settings},
+        "SD": {"config": portable(flags.SD.config), **pipeline.settings},
     }
 
 

@@ -2,10 +2,11 @@
 
 import difflib
 import inspect
+import json
 import re
 import sys
 from dataclasses import fields
-from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -38,14 +39,19 @@ class CommandParser(ArgumentParser):
     A yes/no flag may stand alone, and a list needs no brackets: `--SVD.offload --SVD.crop_offset=0.2,0.5`. Values are
     checked against the types and ranges of their flags and groups (:mod:`gm.config.values`).
 
+    Args:
+        settings_in: gives the flags that a file named as `--config` holds where it is no YAML, None where it is.
+        kwargs: of jsonargparse's parser.
+
     Raises:
         UserError: from every parsing method, in place of printing the usage and exiting.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, settings_in: Callable[[Any], Optional[Mapping]] = lambda path: None, **kwargs: Any) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(allow_abbrev=False, **kwargs)
         self._options: Dict[str, Type[Options]] = {}
+        self._settings_in = settings_in
 
     def add_options(self, group: Type[Options], prefix: str) -> None:
         """A flag `--prefix.name` for each field of a group; the help is the text below the field."""
@@ -79,7 +85,10 @@ class CommandParser(ArgumentParser):
         return flags
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """A YAML file's flags; it is looked at first, so that none is opened that cannot be built."""
+        """A file's flags; it is looked at first, so that none is opened that cannot be built."""
+        settings = self._settings_in(path)
+        if settings is not None:
+            return self.parse_string(json.dumps(settings), *args, **kwargs)
         yaml_text(path, "--config")
         return super().parse_path(path, *args, **kwargs)
 

@@ -23,7 +23,7 @@ __all__ = [
 
 CONVERT = "python svd_tools/convert.py --pt_weights_file="  # the remedy for what cannot be read directly
 _HASH_BLOCK = 1 << 20
-_PROTOBUF_FIRST = b"\n"  # field 1, length-delimited: the first byte of every MindSpore .ckpt
+PROTOBUF_FIRST = b"\n"  # field 1, length-delimited: the first byte of every MindSpore .ckpt
 _PICKLE_MARKS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 _NO_CHECKPOINT = "not a checkpoint: neither safetensors nor a MindSpore .ckpt"
 _STRAY_FILES = {
@@ -92,6 +92,6 @@ def _parser(start: bytes):
             raise DamagedFile(f"it is {what}")
     if start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{":
         return parse_safetensors
-    if start.startswith(_PROTOBUF_FIRST):
+    if start.startswith(PROTOBUF_FIRST):
         return parse_ckpt
     raise DamagedFile(f"it is {_NO_CHECKPOINT}")

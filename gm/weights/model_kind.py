@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 
 from gm.config.factory import load_config, model_config
 from gm.errors import UserError
+from gm.files import PathLike
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.names import kind_of_names
 from gm.weights.tensor_source import TensorInfo, TensorSource
@@ -186,10 +187,19 @@ def choose_files(
     return path, weights
 
 
-def in_project(path: str) -> Path:
+def in_project(path: PathLike) -> Path:
     """`path`, or the file of that name in the project's folder if only that exists."""
     given, own = Path(path).expanduser(), PROJECT / path
     return own if own.exists() and not given.exists() else given
+
+
+def portable(path: PathLike) -> str:
+    """A path that :func:`in_project` finds from any working folder: below the project, the home folder, or the root."""
+    path = Path(path).resolve()
+    for folder, start in ((PROJECT, ""), (Path.home(), "~/")):
+        if path.is_relative_to(folder):
+            return start + path.relative_to(folder).as_posix()
+    return str(path)
 
 
 def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, flags: str = "--SVD.") -> None:
@@ -204,7 +214,7 @@ def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, fla
     fitting = [model for model in known_models() if have.model_channels is not None and model.architecture.fits(have)]
     what = names_of(fitting) or kind_of_names(source.info) or f"another model ({_in_words(have)})"
     needed = " or ".join(entry["file"] for entry in config.get("weights", [])) or _in_words(wanted)
-    also = f"; for this file name {flags}config={_shown(fitting[0].path)}" if fitting else ""
+    also = f"; for this file name {flags}config={portable(fitting[0].path)}" if fitting else ""
     raise UserError(f"{flags}checkpoint: {source.path} is {what}; {path} needs {needed}{also}")
 
 
@@ -247,7 +257,3 @@ def _in_words(architecture: Architecture) -> str:
         f"{kind} UNet, {architecture.in_channels} input channels, width {architecture.model_channels}, context "
         f"{architecture.context_dim}"
     )
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else str(path)

@@ -59,7 +59,7 @@ def test_the_command_writes_what_the_pipeline_makes(run, frames_of_seed_7, tiny_
     assert settings["seed"] == 7 and settings["image"] == "tiger.jpg" and settings["device_target"] == "CPU"
     assert settings["SVD"]["checkpoint_sha256"] == file_sha256(tiny_checkpoint)
     assert {name: settings["SVD"][name] for name in SMALL} == SMALL
-    assert settings["SVD"]["config"] == "svd_tiny.yaml" and settings["SVD"]["offload"] is False
+    assert settings["SVD"]["config"] == "configs/svd_tiny.yaml" and settings["SVD"]["offload"] is False
 
 
 def test_graph_mode_gives_the_same_frames(run, frames_of_seed_7):
@@ -78,6 +78,26 @@ def test_yaml_flags_offload_and_mp4(run, frames_of_seed_7, tmp_path):
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 12)
         assert [(frame.width, frame.height) for frame in container.decode(stream)] == [(128, 64)] * 2
+
+
+@pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "png"])
+def test_a_video_s_settings_make_the_same_bytes_from_anywhere(run, tmp_path, monkeypatch, video_format):
+    flags = [f"--image={TIGER}", f"--output_format={video_format}", "--SVD.like=diffusers", "--SVD.schedule=ays"]
+    (path,) = run(*flags, "--SVD.guidance_interval=0.5,800", "--SVD.guider=triangle", "--SVD.max_cfg=2", "--seed=5")
+    first = sorted(path.glob("*.png"))[0] if path.is_dir() else path
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = shutil.copy(TIGER, elsewhere)
+    monkeypatch.chdir(elsewhere)
+    main([f"--config={first}", f"--image={moved}", f"--output_dir={elsewhere / 'out'}"])
+    (again,) = (elsewhere / "out").iterdir()
+    pairs = [(path, again)] if path.is_file() else list(zip(sorted(path.iterdir()), sorted(again.iterdir())))
+    assert all(one.read_bytes() == other.read_bytes() for one, other in pairs) and len(pairs) in (1, 2)
+
+
+def test_a_checkpoint_that_has_changed_is_noticed(run):
+    with pytest.raises(UserError, match=r"--SVD\.checkpoint: .* is not the file of --SVD\.checkpoint_sha256"):
+        run(f"--image={TIGER}", f"--SVD.checkpoint_sha256={'0' * 64}")
 
 
 def test_a_folder_gives_a_video_per_image_and_names_the_failures(run, tmp_path, capsys):
