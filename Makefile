@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
-CONFIG ?= configs/svd.yaml
+CONFIG ?=
 
 .PHONY: setup setup-dev demo video test test-slow lint bench clean
 
@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/python image_to_video.py --image=$(IMAGE)
 
 video: setup
-	$(BIN)/python image_to_video.py --SVD.config=$(CONFIG) --SVD.checkpoint=$(CHECKPOINT) --image=$(IMAGE)
+	$(BIN)/python image_to_video.py $(if $(CONFIG),"--SVD.config=$(CONFIG)") --SVD.checkpoint=$(CHECKPOINT) --image=$(IMAGE)
 
 test: lint
 	$(BIN)/python -m pytest -q

@@ -136,7 +136,8 @@ def _step(path: Path, model: KnownModel, args: Any) -> str:
         if model.architecture.temporal:
             from modules.pipeline import SVDPipeline
 
-            result = SVDPipeline(model.path, path, num_frames=1, **options)(np.full((SMALL, SMALL, 3), 127, np.uint8), 0)
+            grey = np.full((SMALL, SMALL, 3), 127, np.uint8)
+            result = SVDPipeline(model.path, path, num_frames=1, **options)(grey, 0)
         else:
             from gm.text_to_image import StableDiffusionPipeline
 

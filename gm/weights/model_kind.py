@@ -1,7 +1,7 @@
 """Which model a checkpoint is of, by the names and shapes in its header: nothing is built, no tensor is read.
 
 A model is a YAML file in `configs/`. Its `weights` list names the published files that it is for. A model that others
-share their network with (svd, svd_xt) is told from them by the file's name, or by its hash.
+share their network with (svd, svd_xt) is told from them by the file's name, its text entries, or its hash.
 """
 
 import re
@@ -224,13 +224,14 @@ def names_of(models: Iterable[KnownModel]) -> str:
 
 
 def _by_name(models: Sequence[KnownModel], source: TensorSource) -> List[KnownModel]:
-    """Those with a published file of the checkpoint's name, whatever it says of types and hashes."""
+    """Those with a published file of the checkpoint's name, or of the name in its text entry `source`, which convert.py
+    and train.py write; whatever these say of types and hashes."""
 
     def words(stem: str) -> str:
         return "_".join(word for word in re.split(r"[-_. ]+", stem.lower()) if not TYPE_WORDS.fullmatch(word))
 
-    stem = words(source.path.stem)
-    return [model for model in models if stem in {words(Path(file).stem) for file in model.files}]
+    stems = {words(Path(name).stem) for name in (source.path.name, source.metadata.get("source", ""))} - {""}
+    return [model for model in models if stems & {words(Path(file).stem) for file in model.files}]
 
 
 def _by_hash(models: Sequence[KnownModel], source: TensorSource) -> List[KnownModel]:

@@ -103,8 +103,13 @@ class FullModelWriter:
             return raw
 
         info = self._info({name: self.source.info[self.prefix + name].shape for name in values})
-        write_safetensors(folder / self.file_name, info, read, {"format": "pt", **metadata})
+        write_safetensors(folder / self.file_name, info, read, {"format": "pt", **self._source_name, **metadata})
         return folder / self.file_name
+
+    @property
+    def _source_name(self) -> Dict[str, str]:
+        """The file that training started from first: it tells the model of those of its network."""
+        return {"source": self.source.metadata.get("source", self.source.path.name)}
 
     def _info(self, shapes: Mapping[str, Shape]) -> Dict[str, TensorInfo]:
         trained = self._in_file({name: TensorInfo("F32", tuple(shape)) for name, shape in shapes.items()})

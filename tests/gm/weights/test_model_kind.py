@@ -64,6 +64,12 @@ def test_where_the_name_does_not_tell_the_number_of_frames_does(tmp_path):
     assert find_model(source, num_frames=24).name == "svd_xt"
 
 
+def test_what_was_made_of_a_published_file_tells_its_name(tmp_path):
+    source = header(tmp_path, "model.safetensors")
+    source.metadata["source"] = "svd_xt_1_1.safetensors"
+    assert find_model(source).name == "svd_xt"
+
+
 def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
     digest = next(model.files["svd_xt.safetensors"] for model in known_models() if model.name == "svd_xt")
     monkeypatch.setattr("gm.weights.model_kind.file_sha256", lambda path: digest)
