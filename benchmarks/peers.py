@@ -40,7 +40,7 @@ def load_unet(checkpoint: Path) -> UNetSpatioTemporalConditionModel:
     """The full-size UNet."""
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20))
-    unet.load_state_dict(_state(checkpoint), assign=True)
+    unet.load_state_dict(state_of(checkpoint), assign=True)
     return unet.eval()
 
 
@@ -67,7 +67,7 @@ def unet_of_config(config: Path, checkpoint: Path) -> UNetSpatioTemporalConditio
             projection_class_embeddings_input_dim=vector,
         )
     unet.add_time_proj = torch.nn.Identity()
-    unet.load_state_dict({name: tensor.clone() for name, tensor in _state(checkpoint).items()})
+    unet.load_state_dict({name: tensor.clone() for name, tensor in state_of(checkpoint).items()})
     return unet
 
 
@@ -75,7 +75,7 @@ def load_vae(checkpoint: Path) -> AutoencoderKLTemporalDecoder:
     """The full-size autoencoder: the conditioner's encoder and the temporal decoder."""
     with torch.device("meta"):
         vae = empty_vae()
-    vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)), assign=True)
+    vae.load_state_dict(state_of(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)), assign=True)
     return vae.eval()
 
 
@@ -89,7 +89,7 @@ def empty_vae() -> AutoencoderKLTemporalDecoder:
 def load_image_encoder(checkpoint: Path, options: Mapping[str, int] = VIT_H_14) -> CLIPVisionModelWithProjection:
     """CLIP's image tower in fp32, with the options of :class:`gm.networks.clip.VisionTransformer`."""
     clip = empty_image_encoder(options)
-    state = _state(checkpoint, (VISUAL_PREFIX,))
+    state = state_of(checkpoint, (VISUAL_PREFIX,))
     missing, extra = clip.load_state_dict(state, strict=False, assign=True)
     assert not extra and all(name.endswith("position_ids") for name in missing)
     return clip.float().eval()  # assigned as they are, the tensors of an fp16 file are fp16
@@ -128,7 +128,7 @@ def pipeline_of_config(config: Path, checkpoint: Path) -> StableVideoDiffusionPi
         )
         # diffusers gives the middle as many layers as a level; the published model has two in either.
         vae.decoder.mid_block = MidBlockTemporalDecoder(widths[-1], widths[-1], widths[-1], num_layers=2)
-    vae.load_state_dict(_state(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
+    vae.load_state_dict(state_of(checkpoint, (FIRST_STAGE_PREFIX, EMBEDDER_VAE_PREFIX)))
     encoder = load_image_encoder(checkpoint, vision)
     unet = unet_of_config(config, checkpoint)
     unet.add_time_proj = Timesteps(unet.config.addition_time_embed_dim, True, downscale_freq_shift=0)
@@ -159,7 +159,7 @@ def _norm_groups(groups: int) -> ContextManager:
     return patch("torch.nn.GroupNorm", lambda num_groups, *args, **options: group_norm(groups, *args, **options))
 
 
-def _state(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:
+def state_of(checkpoint: Path, prefixes: Tuple[str, ...] = (UNET_PREFIX,)) -> Dict[str, torch.Tensor]:
     """diffusers' name -> tensor, on the file's memory map where the layouts agree."""
     with open_checkpoint(checkpoint) as source:
         published = from_source(source, checkpoint.name)

@@ -42,7 +42,10 @@ def load_weights(
     """
     parameters = [(name, p) for name, p in net.parameters_and_names() if needed is None or needed(name)]
     for name, parameter in tqdm(parameters, desc=title, unit="tensor", disable=None if title else True, leave=False):
-        set_parameter(parameter, source.read(prefix + name), dtype if parameter.ndim > 1 else ms.float32)
+        array, wanted = source.read(prefix + name), dtype if parameter.ndim > 1 else ms.float32
+        set_parameter(parameter, array, wanted)
+        if array.dtype != NUMPY_TYPE[wanted]:
+            source.release(prefix + name)  # what was read is converted: its pages are not needed any more
 
 
 def set_parameter(parameter: Parameter, array: np.ndarray, dtype: ms.Type = ms.float32) -> None:
