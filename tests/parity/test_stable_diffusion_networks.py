@@ -9,30 +9,20 @@ from gm.backend.operators import inference
 from gm.config.factory import load_model
 from gm.networks.prompt import Prompt, token_blocks
 from tests.parity.peers import relative_error
-from tests.parity.sd_peers import MODELS, make_stable_diffusion
 
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def name(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def peer(name, tmp_path_factory):
-    return make_stable_diffusion(tmp_path_factory.mktemp(name), name)
-
-
-@pytest.fixture(scope="module")
-def engine(peer):
-    engine = load_model(peer.config)
-    engine.attach(peer.checkpoint)
+def text_engine(stable_diffusion):
+    engine = load_model(stable_diffusion.config)
+    engine.attach(stable_diffusion.checkpoint)
     return engine
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["one by one", "compiled"])
-def test_unet(peer, engine, compiled):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_unet(stable_diffusion, text_engine, compiled):
+    peer, engine = stable_diffusion, text_engine
     rng = np.random.default_rng(1)
     x = rng.standard_normal((2, 4, 8, 16)).astype(np.float32)
     width = engine.network.shapes()["model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1]
@@ -50,22 +40,24 @@ def test_unet(peer, engine, compiled):
     assert relative_error(ours, theirs) <= TOLERANCE
 
 
-def test_text_towers(name, peer, engine):
+def test_text_towers(stable_diffusion, text_engine):
+    peer, engine, xl = stable_diffusion, text_engine, stable_diffusion.text_encoder_2 is not None
     prompt = Prompt("a photograph of an astronaut riding a horse, 4k")
     conditioner = engine.conditioner.load()
     ours = [embedder.embed(prompt) for embedder in conditioner.embedders[:2]]
     tokens = [torch.from_numpy(token_blocks(prompt, embedder.pad)[0]).long() for embedder in conditioner.embedders[:2]]
     with torch.no_grad():
         first = peer.text_encoder(tokens[0], output_hidden_states=True)
-        wanted = first.hidden_states[-2] if name == "sd_xl_base" else first.last_hidden_state
+        wanted = first.hidden_states[-2] if xl else first.last_hidden_state
         assert relative_error(ours[0]["crossattn"], wanted.numpy()) <= TOLERANCE
-        if name == "sd_xl_base":
+        if xl:
             second = peer.text_encoder_2(tokens[1], output_hidden_states=True)
             assert relative_error(ours[1]["crossattn"], second.hidden_states[-2].numpy()) <= TOLERANCE
             assert relative_error(ours[1]["vector"], second.text_embeds.numpy()) <= TOLERANCE
 
 
-def test_autoencoder(peer, engine):
+def test_autoencoder(stable_diffusion, text_engine):
+    peer, engine = stable_diffusion, text_engine
     z = np.random.default_rng(2).standard_normal((2, 4, 8, 16)).astype(np.float32)
     with torch.no_grad():
         decoded = peer.vae.decode(torch.from_numpy(z)).sample.numpy()
