@@ -144,6 +144,22 @@ def test_the_temporal_tensors_of_the_full_model(shapes):
     assert sum(prod(shapes("svd")[name]) for name in temporal) == 656_076_838
 
 
+@pytest.mark.parametrize(
+    "name, file, tensors, unet",
+    [
+        ("sd_1_5", "sd15", 1131, 859_520_964),
+        ("sd_2_1", "sd21", 1228, 865_910_724),
+        ("sd_2_1_base", "sd21", 1228, 865_910_724),
+        ("sd_xl_base", "sdxl_base", 2515, 2_567_463_684),
+    ],
+)
+def test_stable_diffusion_has_exactly_the_published_names_and_shapes(shapes, name, file, tensors, unet):
+    published = reference.stable_diffusion(file)
+    assert len(published) == tensors
+    assert shapes(name) == {key: shape for key, shape in published.items() if not key.endswith(".position_ids")}
+    assert sum(prod(shape) for key, shape in shapes(name).items() if key.startswith("model.diffusion_model.")) == unet
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_configuration_is_accepted_to_its_last_option(shapes, name):
     assert shapes(name)  # an option that its class does not have is refused
@@ -158,7 +174,8 @@ def test_an_option_too_many_would_be_noticed():
 
 @pytest.mark.parametrize(
     "command",
-    ["image_to_video.py", "train.py", "svd_tools/convert.py", "svd_tools/evaluate.py", "svd_tiny/evaluate.py"],
+    ["image_to_video.py", "train.py", "svd_tools/convert.py", "svd_tools/evaluate.py", "svd_tiny/evaluate.py",
+     "svd_tools/text_to_image.py", "svd_tools/text_to_video.py"],
 )
 def test_help_does_without_mindspore(command):
     """gm.backend.runtime imports it, once the environment that it reads is set; not for the sake of an error."""

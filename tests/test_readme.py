@@ -13,6 +13,7 @@ from gm.config.factory import load_config
 from gm.sampling.samplers import SAMPLERS
 from gm.sampling.schedules import SCHEDULES
 from modules.video_guidance import GUIDERS
+from svd_tools import text_to_video
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
@@ -72,7 +73,7 @@ def test_help_shows_the_models_own_values(flag):
     assert f": {of_the_models(flag)}" in " ".join(helps[f"SVD.{flag}"].split())
 
 
-@pytest.mark.parametrize("command", [image_to_video, train])
+@pytest.mark.parametrize("command", [image_to_video, train, text_to_video])
 def test_every_flag_has_one_explanation_and_a_default_that_it_may_have(command):
     parser = command.build_parser()
     helps = {action.dest: action.help or "" for action in parser._actions}
