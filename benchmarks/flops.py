@@ -4,7 +4,7 @@ import re
 from math import ceil, prod
 from typing import Mapping, NamedTuple, Tuple
 
-from svd_tools.conversion.key_map import UNET_PREFIX
+from gm.weights.diffusers_names import UNET_PREFIX
 
 PER_CLIP = ("time_embed.", "label_emb.")
 PER_FRAME = re.compile(r"\.emb_layers\.|\.time_pos_embed\.")

@@ -18,10 +18,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from gm.config.factory import load_config
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.diffusers_names import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
 from gm.weights.tensor_source import decode
 from svd_tools.conversion.diffusers_config import NORM_GROUPS, SCHEDULER, templates
 from svd_tools.conversion.diffusers_layout import to_diffusers
-from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, UNET_PREFIX, VISUAL_PREFIX
 from svd_tools.conversion.lazy_tensor import LazyTensor, from_source
 
 VIT_H_14 = {

@@ -5,7 +5,7 @@ import re
 from math import prod
 from typing import Mapping, Tuple
 
-from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, VISUAL_PREFIX
+from gm.weights.diffusers_names import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, VISUAL_PREFIX
 
 Shapes = Mapping[str, Tuple[int, ...]]  # published name -> shape
 LEVEL = re.compile(r"(?:down|up)\.(\d+)\.")

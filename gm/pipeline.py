@@ -31,7 +31,8 @@ def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOpt
     from gm.weights.lora_file import MergedSource, read_lora
 
     if options.lora is not None:
-        overlay = partial(MergedSource, lora=read_lora(in_project(options.lora)), scale=options.lora_scale)
+        lora = read_lora(in_project(options.lora), engine.parameter_shapes())
+        overlay = partial(MergedSource, lora=lora, scale=options.lora_scale)
         engine.network.overlay = engine.conditioner.overlay = overlay
     if not checkpoint.exists():
         raise UserError(f"{flag}checkpoint: there is no file {checkpoint}; name the weights (README, Weights)")

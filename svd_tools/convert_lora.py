@@ -3,16 +3,12 @@
     python svd_tools/convert_lora.py --lora=camera.safetensors --out=lora.safetensors
     python svd_tools/convert_lora.py --lora=lora.safetensors --to=diffusers --out=pytorch_lora_weights.safetensors
 
-The layers' names are known as this toolkit and ComfyUI write them (`diffusion_model.` and the published name), as
-diffusers and PEFT do (`unet.` or `base_model.model.` and the diffusers name), as kohya's scripts do (`lora_unet_` and
-either name with underscores), and as diffusers did in 2023 (`….processor.to_q_lora.down.weight`). In diffusers' file
-alpha is multiplied into B, because programs that read it take alpha to be the rank.
+In diffusers' file alpha is multiplied into B, because programs that read it take alpha to be the rank.
 """
 
-import re
 import sys
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,26 +17,15 @@ import numpy as np
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
 from gm.files import make_output_dir
-from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from gm.weights.lora_file import LowRank, low_rank, write_lora
+from gm.weights.checkpoint import save_safetensors
+from gm.weights.lora_file import LowRank, read_lora, write_lora
+from gm.weights.lora_layouts import DIFFUSERS_PREFIXES, adapted_places, layer_of, weight_of
 from gm.weights.names import expected_parameters
-from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
 from svd_tools.conversion.targets import new_file
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "svd.yaml"
 TOOLKIT, DIFFUSERS = "toolkit", "diffusers"
 SUFFIX = ".safetensors"
-MAX_NAMES = 5
-WEIGHT = ".weight"
-TOOLKIT_PREFIXES = ("diffusion_model.", UNET_PREFIX)
-DIFFUSERS_PREFIXES = ("unet.", "", "base_model.model.", "unet.base_model.model.")
-KOHYA_PREFIX = "lora_unet_"
-A, B, ALPHA = "A", "B", "alpha"
-
-_ENDS = re.compile(
-    r"^(?P<layer>.+?)(?:\.|_)(?:lora_(?P<ab>[AB])(?:\.\w+)?\.weight|lora[._](?P<way>down|up)\.weight|(?P<alpha>alpha))$"
-)
-_PARTS = {"down": A, "up": B}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -52,96 +37,37 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     out = new_file(args.out, [SUFFIX])
     wanted = expected_parameters(args.config)
-    layers, metadata = read_any_lora(Path(args.lora), known_layers(wanted))
+    try:
+        _, layers, metadata = read_lora(args.lora, wanted)
+    except UserError as error:
+        raise UserError(f"--lora: {error}") from error
     make_output_dir(out.parent, "--out")
     if args.to == DIFFUSERS:
-        save_safetensors(out, diffusers_tensors(layers, diffusers_layers(wanted)), metadata)
+        save_safetensors(out, diffusers_tensors(layers, wanted), metadata)
     else:
         write_lora(out, layers, metadata)
     ranks = sorted({layer.rank for layer in layers.values()})
     sys.stdout.write(f"wrote {out}: {len(layers)} layers of rank {', '.join(map(str, ranks))}\n")
 
 
-def read_any_lora(path: Path, known: Mapping[str, str]) -> Tuple[Dict[str, LowRank], Mapping[str, str]]:
-    """The layers of a LoRA file of any known kind, by their published names, and the file's text entries.
-
-    Raises:
-        UserError: the file cannot be read, holds other tensors than a LoRA's, or layers that `known` lacks.
-    """
-    parts: Dict[str, Dict[str, np.ndarray]] = {}
-    with open_checkpoint(path) as source:
-        entries = {name: parse_name(name) for name in source.info}
-        _refuse(path, [name for name, entry in entries.items() if entry is None], "tensors that are no LoRA's")
-        _refuse(path, [e.layer for e in entries.values() if e.layer not in known], "layers that the network lacks")
-        for name, entry in entries.items():
-            parts.setdefault(known[entry.layer], {})[entry.part] = np.array(source.read(name))
-        _refuse(path, [layer for layer, have in parts.items() if not {A, B} <= set(have)], "layers without an A or a B")
-        layers = {
-            name: low_rank(have[A], have[B], have.get(ALPHA), f"--lora: {path}: {name}") for name, have in parts.items()
-        }
-        return layers, source.metadata
-
-
-def diffusers_tensors(layers: Mapping[str, LowRank], names: Mapping[str, str]) -> Dict[str, np.ndarray]:
-    """A and B of every layer under diffusers' names, alpha multiplied into B."""
-    tensors = {}
-    for published, layer in layers.items():
-        stem = DIFFUSERS_PREFIXES[0] + names[published]
-        scale = layer.alpha / layer.rank
-        tensors[f"{stem}.lora_A.weight"] = layer.a.astype(np.float32)
-        tensors[f"{stem}.lora_B.weight"] = (scale * layer.b.astype(np.float64)).astype(np.float32)
-    return tensors
-
-
-class Entry(NamedTuple):
-    """What a tensor of a LoRA file is."""
-
-    layer: str  # as the file names it
-    part: str  # A, B or ALPHA
-
-
-def parse_name(name: str) -> Optional[Entry]:
-    """The layer and the part that a tensor's name tells, or None if it is no LoRA's."""
-    match = _ENDS.match(name)
-    if match is None:
-        return None
-    part = match["ab"] or _PARTS.get(match["way"]) or ALPHA
-    layer = match["layer"].replace(".processor.", ".")
-    return Entry(f"{layer}.0" if layer.endswith(".to_out") else layer, part)
-
-
-def known_layers(wanted: Mapping[str, Tuple[int, ...]]) -> Dict[str, str]:
-    """Every name that a linear layer of the UNet goes by → its published name, without `.weight`.
+def diffusers_tensors(
+    layers: Mapping[str, LowRank], wanted: Mapping[str, Tuple[int, ...]]
+) -> Dict[str, np.ndarray]:
+    """A and B of every layer under diffusers' names, alpha multiplied into B.
 
     Args:
+        layers: by their published names.
         wanted: the network's parameters, published name → shape.
     """
-    names: Dict[str, str] = {}
-    for published, diffusers in diffusers_layers(wanted).items():
-        bare = published[len(UNET_PREFIX) :]
-        spellings = [prefix + bare for prefix in TOOLKIT_PREFIXES]
-        spellings += [prefix + diffusers for prefix in DIFFUSERS_PREFIXES]
-        spellings += [KOHYA_PREFIX + name.replace(".", "_") for name in (bare, diffusers)]
-        names.update(dict.fromkeys(spellings, published))
-    return names
-
-
-def diffusers_layers(wanted: Mapping[str, Tuple[int, ...]]) -> Dict[str, str]:
-    """Published name → diffusers name of every linear layer of the UNet, both without `.weight`."""
-    places = diffusers_places(wanted)
-    linear = [
-        name
-        for name, shape in wanted.items()
-        if name.startswith(UNET_PREFIX) and name.endswith(WEIGHT) and len(shape) == 2
-    ]
-    return {name[: -len(WEIGHT)]: places[name].names[0][: -len(WEIGHT)] for name in linear}
-
-
-def _refuse(path: Path, names: List[str], what: str) -> None:
-    names = list(dict.fromkeys(names))
-    if names:
-        more = ", …" if len(names) > MAX_NAMES else ""
-        raise UserError(f"--lora: {path} has {len(names)} {what}: {', '.join(names[:MAX_NAMES])}{more}")
+    tensors, places = {}, adapted_places(wanted)
+    for published, layer in layers.items():
+        place, shape = places[weight_of(published)], wanted[weight_of(published)]
+        b = (layer.alpha / layer.rank * layer.b.astype(np.float64)).astype(np.float32)
+        for name, rows in zip(place.names, np.split(b, len(place.names))):
+            stem = DIFFUSERS_PREFIXES[place.component][0] + layer_of(name)
+            tensors[f"{stem}.lora_A.weight"] = layer.a.astype(np.float32).reshape(-1, *shape[1:])
+            tensors[f"{stem}.lora_B.weight"] = rows.reshape(*rows.shape, *(1,) * (len(shape) - 2))
+    return tensors
 
 
 def _parser() -> CommandParser:

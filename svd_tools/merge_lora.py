@@ -33,8 +33,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     out = new_file(args.out, SUFFIXES)
-    lora = read_lora(args.lora)
     with open_checkpoint(args.checkpoint) as source:
+        lora = read_lora(args.lora, {name: info.shape for name, info in source.info.items()})
         target = single_file_target(out, merged_tensors(source, lora, args.scale), args.dtype, leftovers=True)
         make_output_dir(out.parent, "--out")
         require_free_space(out.parent, target.num_bytes, str(out))

@@ -35,6 +35,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: unusable flags or input, found before any weights are read, or a failure that stops the run.
     """
     flags = build_parser().parse_args(argv)
+    flags.background = "white"  # pictures have no transparency that it could show
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     prompts = text_to_image.read_prompts(flags)
     image_to_video.check_video_flags(flags)
@@ -52,7 +53,6 @@ def build_parser() -> CommandParser:
     text_to_image.add_flags(parser)
     image_to_video.add_video_flags(parser)
     parser.add_argument("--image_only", type=bool, default=False, help="make the picture only, to look at it first")
-    parser.set_defaults(background="white")  # pictures have no transparency that it could show
     return parser
 
 

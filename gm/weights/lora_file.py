@@ -1,20 +1,21 @@
 """LoRA files, and a checkpoint read as if a LoRA had been merged into it.
 
-A file holds, for each adapted layer `X.weight` of the UNet, `X.lora_A.weight` (r, in), `X.lora_B.weight` (out, r) and
-the number `X.alpha`, X being the published name without the leading `model.`: `diffusion_model.input_blocks.1.1.…`.
-ComfyUI reads such a file as it is (its "generic lora format", comfy/lora.py); svd_tools/convert_lora.py writes the
-names of diffusers and PEFT, and reads both and kohya's.
+A file of train.py's holds, for each adapted layer `X.weight` of the UNet, `X.lora_A.weight` (r, in), `X.lora_B.weight`
+(out, r) and the number `X.alpha`, X being the published name without the leading `model.`:
+`diffusion_model.input_blocks.1.1.…`. ComfyUI reads such a file as it is (its "generic lora format", comfy/lora.py).
+Files of other programs are read too (:mod:`gm.weights.lora_layouts`); svd_tools/convert_lora.py writes diffusers'.
 """
 
 from math import prod
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from gm.errors import UserError
 from gm.files import PathLike
 from gm.weights.checkpoint import open_checkpoint
+from gm.weights.lora_layouts import DOWN, SCALE, UP, Layer, known_layers, parse_name, stacked, weight_of
 from gm.weights.names import in_a_file
 from gm.weights.safetensors_file import save_safetensors
 from gm.weights.tensor_source import TensorInfo, TensorSource
@@ -22,9 +23,8 @@ from gm.weights.tensor_source import TensorInfo, TensorSource
 DROPPED = "model."  # what published names have before those in the file
 UNET = "diffusion_model."
 A, B, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
-WEIGHT = ".weight"
 FP32_BYTES = 4
-CONVERT = "svd_tools/convert_lora.py"
+MAX_NAMES = 5  # in an error line
 
 
 class LowRank(NamedTuple):
@@ -57,12 +57,12 @@ class LoRA(NamedTuple):
         Raises:
             UserError: it was trained on another model: every layer that the checkpoint lacks or has in another shape.
         """
-        shapes = {name + WEIGHT: (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
+        shapes = {weight_of(name): (len(layer.b), layer.a.shape[1]) for name, layer in self.layers.items()}
         lines = []
         for name, shape in shapes.items():
             if name not in info:
                 lines.append(f"missing: {name} {shape}")
-            elif info[name].shape != shape:
+            elif (info[name].shape[0], prod(info[name].shape[1:])) != shape:
                 lines.append(f"shape: {name} is {info[name].shape}, the LoRA is for {shape}")
         if lines:
             count = f"{len(lines)} of its {len(self.layers)} layers do not fit"
@@ -119,30 +119,63 @@ def write_lora(path: PathLike, layers: Mapping[str, LowRank], metadata: Mapping[
     save_safetensors(path, tensors, {**common, **metadata})
 
 
-def read_lora(path: PathLike) -> LoRA:
-    """Reads a LoRA file.
+def read_lora(path: PathLike, wanted: Optional[Mapping[str, Tuple[int, ...]]] = None) -> LoRA:
+    """Reads a LoRA file of any known layout.
+
+    Args:
+        wanted: the network's parameters, published name → shape; without them only this toolkit's layout is understood.
 
     Raises:
-        UserError: the file cannot be read, holds no LoRA, names its tensors as another program does, or lacks one.
+        UserError: the file cannot be read, holds no LoRA or other tensors too, or layers that the network lacks.
     """
+    known = known_layers(wanted or {})
+    parts: Dict[Layer, Dict[str, np.ndarray]] = {}
     with open_checkpoint(path) as source:
-        stems = [name[: -len(A)] for name in source.info if name.endswith(A)]
-        _check_names(source, stems)
-        layers = {}
-        for stem in stems:
-            alpha = source.read(stem + ALPHA) if stem + ALPHA in source.info else None
-            layers[DROPPED + stem] = low_rank(
-                np.array(source.read(stem + A)), np.array(source.read(stem + B)), alpha, f"{path}: {stem}"
-            )
-        return LoRA(Path(path), layers, source.metadata)
+        entries = {name: parse_name(name) for name in source.info}
+        if not any(entries.values()):
+            raise UserError(f"{source.path} holds no LoRA; name one, which has lora_A or lora_down in its names")
+        _refuse(path, [name for name, entry in entries.items() if entry is None], "tensors that are no LoRA's")
+        layers = {e.layer: known.get(e.layer) or _own_layer(e.layer) for e in entries.values()}
+        _refuse(path, [name for name, layer in layers.items() if layer is None], "layers that the network lacks")
+        for name, entry in entries.items():
+            parts.setdefault(layers[entry.layer], {})[entry.part] = np.array(source.read(name))
+        half = [layer.name for layer, have in parts.items() if not {DOWN, UP} <= set(have)]
+        _refuse(path, half, "layers without an A or a B")
+        branches: Dict[str, Dict[Layer, LowRank]] = {}
+        for layer, have in parts.items():
+            branch = low_rank(have[DOWN], have[UP], have.get(SCALE), f"{path}: {layer.name}")
+            branches.setdefault(layer.name, {})[layer] = branch
+        return LoRA(Path(path), {name: _joined(own) for name, own in branches.items()}, source.metadata)
+
+
+def _own_layer(name: str) -> Optional[Layer]:
+    """What a layer of this toolkit's layout is, whether the network has it or not."""
+    return Layer(DROPPED + name) if name.startswith(UNET) else None
+
+
+def _joined(branches: Mapping[Layer, LowRank]) -> LowRank:
+    """One branch for a tensor, from those of its parts."""
+    layer, branch = next(iter(branches.items()))
+    if layer.parts == 1:
+        return branch
+    scaled = {part.part: (low.a, low.b * np.float32(low.alpha / low.rank)) for part, low in branches.items()}
+    a, b = stacked(scaled, layer.parts)
+    return LowRank(a, b, float(len(a)))
+
+
+def _refuse(path: PathLike, names: List[str], what: str) -> None:
+    if names:
+        shown = ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
+        raise UserError(f"{path} has {len(names)} {what}: {shown}")
 
 
 def low_rank(a: np.ndarray, b: np.ndarray, alpha: Optional[np.ndarray], what: str) -> LowRank:
-    """A layer's branch as a file holds it; without an alpha it is the rank.
+    """A layer's branch as a file holds it, a convolution's as matrices; without an alpha it is the rank.
 
     Raises:
         UserError: not (r, in), (out, r) and one number, or anything but finite floating-point numbers; `what` names it.
     """
+    a, b = (x.reshape(len(x), -1) if x.ndim == 4 else x for x in (a, b))  # of a convolution: r i k k, and o r 1 1
     if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1]:
         raise UserError(f"{what} has A {a.shape} and B {b.shape}, which are not (r, in) and (out, r)")
     alpha = np.array(float(len(a))) if alpha is None else alpha
@@ -151,20 +184,6 @@ def low_rank(a: np.ndarray, b: np.ndarray, alpha: Optional[np.ndarray], what: st
     if not all(np.isfinite(x).all() for x in (a, b, alpha)):
         raise UserError(f"{what} has NaN or infinite values; fetch or train it again")
     return LowRank(a, b, float(alpha.item()))
-
-
-def _check_names(source: TensorSource, stems: Iterable[str]) -> None:
-    expected = {stem + end for stem in stems for end in (A, B, ALPHA)}
-    if not any(("lora" in name) for name in source.info):
-        raise UserError(f"{source.path} holds no LoRA; name a file that train.py or {CONVERT} wrote")
-    strange = [name for name in source.info if name not in expected or not name.startswith(UNET)]
-    if strange:
-        raise UserError(
-            f"{source.path} names its tensors as another program does ({strange[0]}); convert it first with {CONVERT}"
-        )
-    missing = [stem + B for stem in stems if stem + B not in source.info]
-    if missing:
-        raise UserError(f"{source.path} is incomplete: there is no {missing[0]}; fetch or save it again")
 
 
 class MergedSource(TensorSource):
@@ -186,10 +205,10 @@ class MergedSource(TensorSource):
         lora.check(source.info)
         super().__init__(source.path, source.mapping, source.contents)
         self.scale = scale
-        self.deltas = {name + WEIGHT: layer for name, layer in lora.layers.items()} if scale else {}
+        self.deltas = {weight_of(name): layer for name, layer in lora.layers.items()} if scale else {}
 
     def read(self, name: str) -> np.ndarray:
         weight = super().read(name)
         if name not in self.deltas:
             return weight
-        return (weight + self.scale * self.deltas[name].delta()).astype(np.float32)
+        return (weight + self.scale * self.deltas[name].delta().reshape(weight.shape)).astype(np.float32)

@@ -10,9 +10,9 @@ from typing import Mapping, Optional, Tuple
 import numpy as np
 
 from gm.errors import UserError
+from gm.weights.diffusers_names import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, IMAGE_ENCODER, VISUAL_PREFIX
 from gm.weights.tensor_source import TensorInfo, decode
 from svd_tools.conversion import lazy_tensor as lazy
-from svd_tools.conversion.key_map import EMBEDDER_VAE_PREFIX, FIRST_STAGE_PREFIX, IMAGE_ENCODER, VISUAL_PREFIX
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors
 
 Shape = Tuple[int, ...]

@@ -17,9 +17,9 @@ from gm.config.factory import find_class, load_config
 from gm.config.targets import our_options, our_target
 from gm.errors import UserError
 from gm.files import PathLike
+from gm.weights.diffusers_names import is_plain_decoder, is_video
 from svd_tools.conversion.diffusers_layout import diffusers_shapes
 from svd_tools.conversion.image_folder import image_texts
-from svd_tools.conversion.key_map import is_plain_decoder, is_video
 
 Shape = Tuple[int, ...]
 _log = logging.getLogger(__name__)

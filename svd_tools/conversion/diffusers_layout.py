@@ -7,10 +7,7 @@ import numpy as np
 
 from gm.errors import UserError
 from gm.weights.checkpoint import compare_names
-from gm.weights.tensor_source import Raw, TensorInfo, decode
-from svd_tools.conversion import lazy_tensor as lazy
-from svd_tools.conversion.comfyui_layout import is_comfyui, split_comfyui
-from svd_tools.conversion.key_map import (
+from gm.weights.diffusers_names import (
     CLIP_PREFIX,
     CONV_1X1,
     EMBEDDER_VAE_PREFIX,
@@ -32,6 +29,9 @@ from svd_tools.conversion.key_map import (
     is_plain_decoder,
     placeless,
 )
+from gm.weights.tensor_source import Raw, TensorInfo, decode
+from svd_tools.conversion import lazy_tensor as lazy
+from svd_tools.conversion.comfyui_layout import is_comfyui, split_comfyui
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, infos
 from svd_tools.conversion.weight_files import COMPONENTS, Weights
 

@@ -5,7 +5,7 @@ import re
 from typing import Any, Dict, List, Mapping, Tuple
 
 from gm.networks.tokenizer import END, START, TEXT_CONTEXT, read_vocabulary
-from svd_tools.conversion.key_map import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from gm.weights.diffusers_names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 
 Shape = Tuple[int, ...]
 Options = Mapping[str, Mapping[str, Any]]  # of each class that the YAML names

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from gm.errors import UserError
 from gm.files import atomic_dir
 from gm.weights.ckpt_file import TYPE_NAMES, ckpt_bytes, write_ckpt
+from gm.weights.diffusers_names import is_unused, placeless
 from gm.weights.names import to_reference
 from gm.weights.safetensors_file import write_safetensors
 from gm.weights.tensor_source import Raw
 from svd_tools.conversion.diffusers_layout import to_diffusers
-from svd_tools.conversion.key_map import is_unused, placeless
 from svd_tools.conversion.lazy_tensor import DTYPES, Tensors, cast, count_not_finite, infos
 from svd_tools.conversion.weight_files import COMPONENTS, LEFTOVERS_FILE, component_file
 

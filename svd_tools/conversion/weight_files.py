@@ -18,9 +18,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from gm.errors import UserError
 from gm.files import open_input, parse_json, read_text, reason
 from gm.weights.checkpoint import file_sha256, is_torch_pickle, open_checkpoint
+from gm.weights.diffusers_names import IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2, TEXT_MODEL, UNET, VAE
 from gm.weights.names import published_name
 from gm.weights.tensor_source import ITEM_BYTES, TensorInfo
-from svd_tools.conversion.key_map import IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2, TEXT_MODEL, UNET, VAE
 from svd_tools.conversion.lazy_tensor import LazyTensor, Tensors, from_source
 
 COMPONENTS = (UNET, VAE, IMAGE_ENCODER, TEXT_ENCODER, TEXT_ENCODER_2)

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from safetensors.numpy import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from gm.weights.diffusers_names import CONV_1X1, TRANSPOSED, diffusers_places
 from gm.weights.names import expected_parameters
-from svd_tools.conversion.key_map import CONV_1X1, TRANSPOSED, diffusers_places
 
 CONFIG = Path(__file__).parent / "svd_small.yaml"
 

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from gm.weights.diffusers_names import CONV_1X1, TRANSPOSED, diffusers_places
 from gm.weights.names import expected_parameters
-from svd_tools.conversion.key_map import CONV_1X1, TRANSPOSED, diffusers_places
 from tests.parity.peers import randomise
 
 FOLDER = Path(__file__).parent

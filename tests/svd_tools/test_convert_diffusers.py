@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from gm.errors import UserError
 from gm.weights.checkpoint import save_safetensors
-from svd_tools.conversion.key_map import is_unused, placeless
+from gm.weights.diffusers_names import is_unused, placeless
 from tests.svd_tools.small_model import (
     CONFIG,
     assert_same_tensors,

@@ -3,9 +3,10 @@ import pytest
 
 from gm.errors import UserError
 from gm.weights.checkpoint import save_safetensors
+from gm.weights.diffusers_names import UNET_PREFIX
 from gm.weights.lora_file import LowRank, read_lora, write_lora
-from svd_tools.conversion.key_map import UNET_PREFIX
-from svd_tools.convert_lora import diffusers_layers, known_layers, main, parse_name, read_any_lora
+from gm.weights.lora_layouts import Layer, adapted_places, known_layers, parse_name
+from svd_tools.convert_lora import main
 from tests.reference import diffusers, published
 from tests.svd_tools.small_model import CONFIG, parameters, read_all
 
@@ -35,9 +36,8 @@ def convert(source, out, to="toolkit"):
     main([f"--lora={source}", f"--out={out}", f"--to={to}", f"--config={CONFIG}"])
 
 
-@pytest.fixture(scope="module")
-def known():
-    return known_layers(parameters(str(CONFIG)))
+def read_theirs(folder):
+    return read_lora(folder / "theirs.safetensors", parameters(str(CONFIG))).layers
 
 
 def assert_same_effect(have, want, tolerance=1e-6):
@@ -48,17 +48,19 @@ def assert_same_effect(have, want, tolerance=1e-6):
 
 def test_every_spelling_means_one_layer_of_the_full_size_network():
     wanted, there = published(), diffusers()
-    layers = diffusers_layers(wanted)
-    assert len(layers) == sum(
-        name.startswith(UNET_PREFIX) and name.endswith(".weight") and len(shape) == 2 for name, shape in wanted.items()
+    places = adapted_places(wanted)
+    assert len(places) == sum(
+        name.startswith(UNET_PREFIX) and name.endswith(".weight") and len(shape) in (2, 4)
+        for name, shape in wanted.items()
     )
     known = known_layers(wanted)
-    assert len(known) == 8 * len(layers)  # no two layers share a spelling
-    for name, other in layers.items():
-        assert there[f"unet/{other}.weight"] == wanted[f"{name}.weight"]
+    assert len(known) == 8 * len(places)  # no two layers share a spelling
+    for tensor, place in places.items():
+        assert there[f"unet/{place.names[0]}"] == wanted[tensor]
+        name, other = tensor[: -len(".weight")], place.names[0][: -len(".weight")]
         bare = name[len(UNET_PREFIX) :]
         kohya = [f"lora_unet_{spelling.replace('.', '_')}" for spelling in (bare, other)]
-        assert {known[s] for s in (f"diffusion_model.{bare}", name, other, f"unet.{other}", *kohya)} == {name}
+        assert {known[s] for s in (f"diffusion_model.{bare}", name, other, f"unet.{other}", *kohya)} == {Layer(name)}
 
 
 @pytest.mark.parametrize(
@@ -111,27 +113,28 @@ def test_to_diffusers_and_back(tmp_path, layers, capsys):
         (lambda name: "model.diffusion_model." + name, (".lora_A.weight", ".lora_B.weight")),
     ],
 )
-def test_the_files_of_other_programs(tmp_path, layers, known, spell, ends):
+def test_the_files_of_other_programs(tmp_path, layers, spell, ends):
     tensors = {}
     for name, layer in layers.items():
         stem = spell(name[len(UNET_PREFIX) :])
         tensors.update({stem + ends[0]: layer.a, stem + ends[1]: layer.b, stem + ".alpha": np.array(layer.alpha)})
     save_safetensors(tmp_path / "theirs.safetensors", tensors)
-    assert_same_effect(read_any_lora(tmp_path / "theirs.safetensors", known)[0], layers, tolerance=0)
+    assert_same_effect(read_theirs(tmp_path), layers, tolerance=0)
 
 
-def test_without_an_alpha_it_is_the_rank(tmp_path, known):
+def test_without_an_alpha_it_is_the_rank(tmp_path):
     tensors = {f"unet.{THERE[TEMPORAL]}.lora_{part}.weight": np.ones((32, 32), np.float16) for part in "AB"}
     save_safetensors(tmp_path / "theirs.safetensors", tensors)
-    assert read_any_lora(tmp_path / "theirs.safetensors", known)[0][UNET_PREFIX + TEMPORAL].alpha == 32.0
+    assert read_theirs(tmp_path)[UNET_PREFIX + TEMPORAL].alpha == 32.0
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"a.weight": (2, 2)}, r"1 tensors that are no LoRA's: a\.weight"),
+        ({"a.weight": (2, 2)}, "holds no LoRA"),
+        ({"a.weight": (2, 2), "a.alpha": ()}, r"1 tensors that are no LoRA's: a\.weight"),
         ({"unet.x.lora_A.weight": (2, 2)}, r"1 layers that the network lacks: unet\.x"),
-        ({"unet.conv_in.lora_A.weight": (2, 2)}, r"layers that the network lacks: unet\.conv_in"),
+        ({"unet.conv_norm_out.lora_A.weight": (2, 2)}, r"layers that the network lacks: unet\.conv_norm_out"),
         ({f"unet.{THERE[TEMPORAL]}.lora_A.weight": (2, 32)}, "1 layers without an A or a B: model"),
         (
             {f"unet.{THERE[TEMPORAL]}.lora_A.weight": (2, 32), f"unet.{THERE[TEMPORAL]}.lora_B.weight": (32, 3)},
@@ -139,10 +142,10 @@ def test_without_an_alpha_it_is_the_rank(tmp_path, known):
         ),
     ],
 )
-def test_unusable_files(tmp_path, known, tensors, message):
+def test_unusable_files(tmp_path, tensors, message):
     save_safetensors(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float32) for name, shape in tensors.items()})
     with pytest.raises(UserError, match=rf"^--lora: .*{message}"):
-        read_any_lora(tmp_path / "x.safetensors", known)
+        convert(tmp_path / "x.safetensors", tmp_path / "out.safetensors")
 
 
 def test_unusable_outputs(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from gm.networks.tokenizer import END, START, tokens_of
+from gm.weights.diffusers_names import placeless
 from svd_tools.conversion.diffusers_layout import diffusers_shapes
-from svd_tools.conversion.key_map import placeless
 from tests import reference
 from tests.svd_tools.small_model import assert_same_tensors, read_all, run_convert, save_random
 

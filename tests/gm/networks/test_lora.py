@@ -261,9 +261,9 @@ def test_a_lora_of_another_model_is_refused(checkpoint, tmp_path):
     ("tensors", "message"),
     [
         ({"model.diffusion_model.out.2.weight": (4, 4)}, "holds no LoRA"),
-        ({"unet.conv_in.lora_A.weight": (1, 4), "unet.conv_in.lora_B.weight": (4, 1)}, "another program.*convert_lora"),
-        ({"lora_unet_a.lora_down.weight": (1, 4)}, "another program"),
-        ({"diffusion_model.a.lora_A.weight": (1, 4)}, r"incomplete: there is no diffusion_model\.a\.lora_B\.weight"),
+        ({"unet.conv_in.lora_A.weight": (1, 4)}, r"1 layers that the network lacks: unet\.conv_in$"),
+        ({"lora_unet_a.lora_down.weight": (1, 4)}, "1 layers that the network lacks: lora_unet_a$"),
+        ({"diffusion_model.a.lora_A.weight": (1, 4)}, r"1 layers without an A or a B: model\.diffusion_model\.a$"),
         (
             {"diffusion_model.a.lora_A.weight": (2, 4), "diffusion_model.a.lora_B.weight": (4, 3)},
             r"diffusion_model\.a has A \(2, 4\) and B \(4, 3\)",

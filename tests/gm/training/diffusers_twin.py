@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
+from gm.weights.diffusers_names import UNET_PREFIX, diffusers_places
 from modules.video_unet import VideoUNet
-from svd_tools.conversion.key_map import UNET_PREFIX, diffusers_places
 from tests.gm.training.training_parts import CONTEXT, UNET, VECTOR
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from svd_tools.conversion.diffusers_layout import diffusers_shapes, full_names
-from svd_tools.conversion.key_map import (
+from gm.weights.diffusers_names import (
     CONV_1X1,
     TRANSPOSED,
     Place,
@@ -12,6 +11,7 @@ from svd_tools.conversion.key_map import (
     is_unused,
     placeless,
 )
+from svd_tools.conversion.diffusers_layout import diffusers_shapes, full_names
 from tests import reference
 
 
