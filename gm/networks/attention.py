@@ -1,6 +1,6 @@
 """Multi-head attention for the UNet."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 from mindspore import Tensor, nn
 
@@ -30,9 +30,16 @@ class CrossAttention(nn.Cell):
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (b, n, c); context: (b, m, c') -> (b, n, c)."""
+        return self.attend(x, *self.keys_values(context))
+
+    def keys_values(self, context: Tensor) -> Tuple[Tensor, Tensor]:
+        """(b, m, c') -> (b, h, m, d), twice."""
+        return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
+
+    def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """x: (b, n, c); k, v: (b, h, m, d) -> (b, n, c)."""
         b, n, _ = x.shape
-        q, k, v = self.split_heads(self.to_q(x)), self.split_heads(self.to_k(context)), self.to_v(context)
-        out = operators.current.attention(q, k, self.split_heads(v))
+        out = operators.current.attention(self.split_heads(self.to_q(x)), k, v)
         out = operators.current.permute(out, (0, 2, 1, 3))  # b h n d -> b n h d
         return self.to_out[0](operators.current.reshape(out, (b, n, -1)))
 

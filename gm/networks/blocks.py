@@ -108,13 +108,19 @@ class TransformerBlock(nn.Cell):
     def add_context(self, x: Tensor, context: Tensor) -> Tensor:
         """The cross-attention with its residual connection."""
         n, s, c = x.shape
-        b, m, width = context.shape
+        b, m, _ = context.shape
         if m == 1:
             out = operators.current.memoise(self.attn2.single_token, context).reshape(b, 1, 1, c)
             x = operators.current.add(operators.current.reshape(x, (b, n // b, s, c)), out)
             return operators.current.reshape(x, (n, s, c))
-        context = ops.broadcast_to(context.reshape(b, 1, m, width), (b, n // b, m, width)).reshape(n, m, width)
-        return x + self.attn2(self.norm2(x), context)
+        k, v = operators.current.memoise(self.attn2.keys_values, context)
+        return x + self.attn2.attend(self.norm2(x), _repeated(k, n // b), _repeated(v, n // b))
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Each row for the images that share it: b h m d -> (b times) h m d."""
+    b, h, m, d = x.shape
+    return x if times == 1 else ops.broadcast_to(x.expand_dims(1), (b, times, h, m, d)).reshape(b * times, h, m, d)
 
 
 class SpatialTransformer(nn.Cell):
