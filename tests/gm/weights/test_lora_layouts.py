@@ -17,7 +17,7 @@ BLOCK = "input_blocks.4.1.transformer_blocks.0."
 UNET, FIRST = "model.diffusion_model.", "conditioner.embedders.0.transformer.text_model.encoder.layers.0."
 SECOND = "conditioner.embedders.1.model.transformer.resblocks.1."
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-# Published tensor, rows of it -> the layer as kohya's scripts and as diffusers call it. 64 rows are those of k.
+# Published tensor, and the rows of it that are adapted -> the layer as kohya's scripts and as diffusers call it.
 XL = {
     (UNET + BLOCK + "attn1.to_q.weight", None): ("lora_unet_" + BLOCK + "attn1.to_q", "unet." + ATTENTION),
     (UNET + "input_blocks.1.0.in_layers.2.weight", None): (
@@ -27,7 +27,7 @@ XL = {
         "lora_te1_text_model.encoder.layers.0.self_attn.q_proj",
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
     ),
-    (SECOND + "attn.in_proj_weight", slice(40, 80)): (
+    (SECOND + "attn.in_proj_weight", (40, 80)): (
         "lora_te2_text_model.encoder.layers.1.self_attn.k_proj",
         "text_encoder_2.text_model.encoder.layers.1.self_attn.k_proj",
     ),
@@ -50,12 +50,12 @@ def make_lora(path, weights, layers, kohya):
     """Writes a LoRA; gives what it should make of each tensor."""
     rng, tensors, expected = np.random.default_rng(1), {}, {}
     for (name, rows), (theirs, diffusers) in layers.items():
-        target = weights[name] if rows is None else weights[name][rows]
+        target = weights[name] if rows is None else weights[name][slice(*rows)]
         a = rng.standard_normal((RANK, *target.shape[1:])).astype(np.float32)
         b = rng.standard_normal((len(target), RANK) + (1,) * (target.ndim - 2)).astype(np.float32)
         delta = (b.reshape(len(b), -1).astype(np.float64) @ a.reshape(RANK, -1)).reshape(target.shape)
         merged = weights[name].astype(np.float64)
-        part = merged if rows is None else merged[rows]
+        part = merged if rows is None else merged[slice(*rows)]
         part += SCALE * (ALPHA / RANK if kohya else 1) * delta
         expected[name] = merged
         if kohya:
