@@ -56,9 +56,9 @@ def diffusers_picture(peer, name, sampler, schedule, negative, noise):
 
 
 CASES = {
-    "sd_xl_base": [("euler", "leading", None), ("dpmpp2m", "karras", ""), ("euler", "karras", "blurry")],
-    "sd_1_5": [("dpmpp2m", "karras", None), ("euler", "leading", "blurry")],
-    "sd_2_1": [("euler", "leading", ""), ("dpmpp2m", "karras", "blurry")],
+    "sd_xl_base": [("euler", "leading", None), ("dpmpp2m", "karras", "")],
+    "sd_1_5": [("dpmpp2m", "karras", None), ("euler", "karras", "blurry")],
+    "sd_2_1": [("euler", "leading", "")],
 }
 
 

@@ -23,7 +23,7 @@ def test_the_published_names_have_one_place_each(name, without):
     assert len(shapes) > len(published) - without - 1 and not [key for key in shapes if "spatial" in key]
 
 
-@pytest.mark.parametrize("name", ["sd_1_5", "sd_2_1", "sd_xl_base"])
+@pytest.mark.parametrize("name", [pytest.param("sd_1_5", marks=pytest.mark.slow), "sd_2_1", "sd_xl_base"])
 def test_diffusers_opens_the_folder_and_the_way_back_is_exact(name, tmp_path):
     config = SMALL / f"{name}_small.yaml"
     weights = save_random(tmp_path / f"{name}.safetensors", config)
