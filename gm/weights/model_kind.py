@@ -214,7 +214,11 @@ def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, fla
     fitting = [model for model in known_models() if have.model_channels is not None and model.architecture.fits(have)]
     what = names_of(fitting) or kind_of_names(source.info) or f"another model ({_in_words(have)})"
     needed = " or ".join(entry["file"] for entry in config.get("weights", [])) or _in_words(wanted)
-    also = f"; for this file name {flags}config={portable(fitting[0].path)}" if fitting else ""
+    also = ""
+    if fitting and fitting[0].architecture.temporal == wanted.temporal:
+        also = f"; for this file name {flags}config={portable(fitting[0].path)}"
+    elif fitting:
+        also = "; image_to_video.py runs it" if have.temporal else "; svd_tools/text_to_image.py runs it"
     raise UserError(f"{flags}checkpoint: {source.path} is {what}; {path} needs {needed}{also}")
 
 

@@ -104,6 +104,15 @@ def test_a_mismatch_is_one_line_that_names_both_models(tmp_path):
     require_fit(header(tmp_path, "any.safetensors"), config, CONFIGS / "svd.yaml")
 
 
+def test_a_model_of_pictures_given_for_one_of_videos_and_the_reverse(tmp_path):
+    xl = header(tmp_path, "xl.safetensors", reference.stable_diffusion("sdxl_base"))
+    paths = {name: CONFIGS / f"{name}.yaml" for name in ("svd", "sd_xl_base")}
+    with pytest.raises(UserError, match=r"is sd_xl_base; .*svd\.yaml needs svd\.safetensors; svd_tools/text_to_image\.py"):
+        require_fit(xl, load_config(paths["svd"]), paths["svd"])
+    with pytest.raises(UserError, match=r"is svd or svd_.*; .*sd_xl_base\.yaml needs sd_xl_base_1\.0.*; image_to_video"):
+        require_fit(header(tmp_path, "svd.safetensors"), load_config(paths["sd_xl_base"]), paths["sd_xl_base"], "--SD.")
+
+
 def test_what_is_no_model_is_called_what_it_is(tmp_path):
     save_safetensors(tmp_path / "l.safetensors", {"diffusion_model.x.lora_A.weight": np.zeros((1, 2), np.float32)})
     with open_checkpoint(tmp_path / "l.safetensors") as source:
