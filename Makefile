@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?=
+# In the environment a file's name is its own, whatever the shell and make do with its characters.
+override IMAGE := $(value IMAGE)
+override CHECKPOINT := $(value CHECKPOINT)
+override CONFIG := $(value CONFIG)
+export IMAGE CHECKPOINT CONFIG
 
 .PHONY: setup setup-dev demo video test test-slow lint bench clean
 
@@ -12,10 +17,12 @@ setup: $(VENV)/.run-time
 setup-dev: $(VENV)/.development
 
 demo: setup
-	$(BIN)/python image_to_video.py --image=$(IMAGE)
+	@echo "Animating $$IMAGE with svd_tiny, about a minute; the video:"
+	@start=$$(date +%s); $(BIN)/python image_to_video.py --image="$$IMAGE" && echo "It took $$(($$(date +%s) - start)) \
+	seconds. A picture of yours: make demo IMAGE=photo.jpg; Stable Video Diffusion's own weights: see README.md."
 
 video: setup
-	$(BIN)/python image_to_video.py $(if $(CONFIG),"--SVD.config=$(CONFIG)") --SVD.checkpoint=$(CHECKPOINT) --image=$(IMAGE)
+	$(BIN)/python image_to_video.py $${CONFIG:+"--SVD.config=$$CONFIG"} --SVD.checkpoint="$$CHECKPOINT" --image="$$IMAGE"
 
 test: lint
 	$(BIN)/python -m pytest -q
@@ -40,7 +47,8 @@ clean:
 # The stamps are older than the requirements files after these change; pip then does what is missing. Python compiles what
 # it imports when it does (--no-compile): a third of the time less.
 $(VENV)/.run-time: requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
+	@echo "Installing what requirements.txt names into $(VENV), about 1 GB; pip says what it does:"
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/.development: requirements.txt requirements-dev.txt | $(BIN)/python
@@ -48,4 +56,5 @@ $(VENV)/.development: requirements.txt requirements-dev.txt | $(BIN)/python
 	touch $@ $(VENV)/.run-time
 
 $(BIN)/python:
+	@echo "Making a virtual environment in $(VENV) with $(PYTHON)"
 	$(PYTHON) -m venv $(VENV)

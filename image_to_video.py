@@ -1,6 +1,5 @@
 """Animates an image, or every image in a folder, with Stable Video Diffusion."""
 
-import logging
 import sys
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,7 +8,8 @@ from typing import Any, Dict, Iterator, Literal, NoReturn, Optional, Sequence
 
 from jsonargparse import Namespace
 
-from data.image_reader import BACKGROUNDS, find_images, read_image
+from data.file_search import find_images
+from data.image_reader import BACKGROUNDS, read_image
 from data.mp4_writer import require_ffmpeg
 from data.video_writer import WRITERS, check_video_format, new_video_path, settings_in, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
@@ -17,8 +17,8 @@ from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser, read_group
 from gm.config.factory import instantiate, model_config
 from gm.config.values import flags_below
-from gm.errors import UserError, run_command
-from gm.files import make_output_dir, require_free_space
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, cleared_if_refused, in_a_file, make_output_dir, require_free_space
 from gm.options import Seed
 from gm.weights.model_kind import choose_files, portable
 from modules.options import VideoOptions, choose_sampler
@@ -38,8 +38,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(prog="image_to_video.py", description=__doc__, settings_in=settings_in)
     add = parser.add_argument
     add("--config", action="config", help="YAML file of these flags, or a video made with them; flags that follow win")
-    add("--image", type=str, required=True, help="the image to animate, or a folder: then every image in it")
-    add("--output_dir", type=str, default="./output", help="folder for the videos; made if it is not there")
+    add("--image", type=FilePath, required=True, help="the image to animate, or a folder: then every image in it")
+    add("--output_dir", type=FilePath, default="./output", help="folder for the videos; made if it is not there")
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same frames again")
     add("--background", type=Literal[tuple(BACKGROUNDS)], default="white", help="shown where the image is transparent")
     for name, flag in RUNTIME_FLAGS.items():
@@ -54,17 +54,17 @@ def add_video_flags(parser: CommandParser) -> None:
     formats = "mp4 (H.264), gif, webp (lossless) or png (a folder of frames), with the settings that made them inside"
     add("--output_format", type=Literal[tuple(WRITERS)], default="mp4", help=formats)
     config = "YAML file that defines the model; by default the one for the checkpoint, or else configs/svd_tiny.yaml"
-    add("--SVD.config", type=Optional[str], default=None, help=config)
+    add("--SVD.config", type=Optional[FilePath], default=None, help=config)
     weights = "its weights: a published svd*.safetensors, the reference toolkit's .ckpt, or a file of this project's; "
     weights += "by default the configuration's file in checkpoints/"
-    add("--SVD.checkpoint", type=Optional[str], default=None, help=weights)
+    add("--SVD.checkpoint", type=Optional[FilePath], default=None, help=weights)
     parser.add_options(VideoOptions, "SVD")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """See :func:`animate_all`."""
     flags = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     images = find_images(flags.image)
     check_video_flags(flags)
     animate_all(images, flags)
@@ -78,7 +78,7 @@ def animate_all(images: Sequence[Path], flags: Namespace) -> None:
             all others are done, the images that failed.
     """
     failures: Dict[Path, UserError] = {}
-    with memory_limit(), explain_out_of_memory(REMEDIES):
+    with cleared_if_refused(flags.output_dir) as begin, memory_limit(), explain_out_of_memory(REMEDIES):
         for image in images:
             with collect_errors(image, failures):
                 read_image(image, BACKGROUNDS[flags.background])
@@ -90,10 +90,11 @@ def animate_all(images: Sequence[Path], flags: Namespace) -> None:
             for image in readable:
                 with collect_errors(image, failures):
                     path = animate(pipeline, image, flags, runtime)
+                    begin()
                     sys.stdout.write(f"{path}\n")
                     sys.stdout.flush()
-    if failures:
-        raise_failures(failures, len(images))
+        if failures:
+            raise_failures(failures, len(images))
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def raise_failures(failures: Dict[Path, UserError], num_images: int) -> NoReturn
     reasons = [str(error) for error in failures.values()]
     if num_images == 1:
         raise next(iter(failures.values()))
-    raise UserError(f"{len(failures)} of {num_images} images failed: {'; '.join(reasons)}")
+    raise UserError(f"{len(failures)} of {num_images} images failed: {in_a_file(reasons)}")
 
 
 def build_pipeline(flags: Namespace) -> Any:
@@ -146,11 +147,16 @@ def animate(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> P
     """
     frame_bytes = pipeline.num_frames * pipeline.height * pipeline.width * 3
     require_free_space(flags.output_dir, frame_bytes, "the video")
-    stem = f"{image.stem[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
+    stem = f"{plain_name(image.stem)[:STEM_LENGTH]}_{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{flags.seed}"
     with new_video_path(flags.output_dir, stem, flags.output_format) as path:
         frames = pipeline(read_image(image, BACKGROUNDS[flags.background]), flags.seed)
         write_video(frames, path, pipeline.fps, describe(pipeline, image, flags, runtime), flags.output_format)
     return path
+
+
+def plain_name(name: str) -> str:
+    """A name without what no screen shows and what is not UTF-8: `_` instead, and a space for any spaces."""
+    return "".join(c if c.isprintable() else "_" for c in " ".join(name.split())) or "_"
 
 
 def describe(pipeline: Any, image: Path, flags: Namespace, runtime: Runtime) -> Dict[str, Any]:

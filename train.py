@@ -5,7 +5,7 @@ import logging
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Dict, Iterator, Literal, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, Literal, Optional, Sequence
 
 from jsonargparse import Namespace
 
@@ -13,8 +13,8 @@ from data.video_dataset import VideoDataset
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
 from gm.config.command_parser import CommandParser, read_group
-from gm.errors import UserError, run_command
-from gm.files import make_output_dir, open_private, reason
+from gm.errors import LineFormatter, UserError, run_command, start_log
+from gm.files import FilePath, cleared_if_refused, make_output_dir, open_private, reason
 from modules.training import options
 
 REMEDIES = (
@@ -25,6 +25,7 @@ REMEDIES = (
 DATASET = "data.video_dataset.VideoDataset"
 PACKAGES = ("gm", "data", "modules")
 LOG_NAME, LOG_FORMAT = "train.log", "%(asctime)s %(message)s"
+FIRST_FILES = (LOG_NAME, ".lock", "initial.safetensors")  # what there is before the first step
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def build_parser() -> CommandParser:
     """The command's flags: groups of options, explained where they are defined, and the data set's arguments."""
     parser = CommandParser(prog="train.py", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file of these flags; those that follow it win")
-    parser.add_argument("--svd_config", type=str, default="configs/svd.yaml", help="YAML file of the model")
+    parser.add_argument("--svd_config", type=FilePath, default="configs/svd.yaml", help="YAML file of the model")
     for prefix, group in options.groups().values():
         parser.add_options(group, prefix)
     parser.add_argument("--train.dataset.class_path", type=Literal[DATASET], default=DATASET, help="the only one")
@@ -61,16 +62,17 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     flags = build_parser().parse_args(argv)
     chosen = read_options(flags)
-    logging.basicConfig(format=LOG_FORMAT)
+    start_log(line=LOG_FORMAT)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.DEBUG if chosen.environment.debug else logging.INFO)
-    folder = make_output_dir(chosen.run.output_dir, "--train.output_dir")
-    with memory_limit(), explain_out_of_memory(REMEDIES):
-        train(flags, chosen, folder)
+    with cleared_if_refused(chosen.run.output_dir, FIRST_FILES) as begin:
+        folder = make_output_dir(chosen.run.output_dir, "--train.output_dir")
+        with memory_limit(), explain_out_of_memory(REMEDIES):
+            train(flags, chosen, folder, begin)
 
 
-def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> None:
-    """Sets up the device and the processes, and trains."""
+def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path, begin: Callable[[], None]) -> None:
+    """Sets up the device and the processes, calls `begin`, and trains."""
     environment = chosen.environment
     runtime = setup_runtime(environment.mode, environment.device_target, "--environment.device_target")
     from gm.training.distributed import connect  # these import MindSpore, which the environment must be set for
@@ -80,6 +82,7 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path) -> No
     svd_config, first = Path(flags.svd_config), communicator.rank == 0
     log = log_file(folder / LOG_NAME) if first else nullcontext()
     with log, training_run(chosen, svd_config, communicator, resolved(flags)) as trainer:
+        begin()
         trainer.run()
         if first:
             sys.stdout.write(f"{trainer.checkpoints.newest()}\n")
@@ -93,7 +96,7 @@ def log_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--train.output_dir: cannot write {path}: {reason(error)}") from error
     handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(LineFormatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     try:
         yield

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     from gm.backend.runtime import GRAPH_MODE, setup_runtime
 
     setup_runtime(GRAPH_MODE, "CPU")
-    from data.image_reader import find_images, read_image
+    from data.file_search import find_images
+    from data.image_reader import read_image
     from modules.pipeline import SVDPipeline
 
     settings = {**FULL, **CONTENDERS[args.child], "height": args.size, "width": args.size}

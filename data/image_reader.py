@@ -4,25 +4,41 @@ import io
 import logging
 import struct
 import warnings
-from pathlib import Path
-from typing import BinaryIO, List, Tuple
+import zlib
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import BinaryIO, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from gm.errors import UserError
 from gm.files import PathLike, open_input, reason
 
 logger = logging.getLogger(__name__)
 
-# Suffixes that a folder is searched for; a file named directly may have any.
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What a file may be by its content. Not among them are formats that start other programs (EPS, PostScript) or that name
 # other files; Pillow's older releases lack some.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")  # those of them that may move
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 UINT16_MAX = 65535
 MAX_PIXELS = 100_000_000  # of an image: twice those of most cameras, and below 2 GiB whatever its samples are
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")  # what the picture depends on
+MAX_PROFILE_BYTES = 1 << 24
+SAME_COLOUR = 2  # levels, of 255, by which an sRGB profile's colours may differ from sRGB's
+EXIF_ORIENTATION = 0x0112
+TURNS = {  # EXIF orientation -> how the stored image becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 DECODER_ERRORS = (
@@ -35,35 +51,6 @@ DECODER_ERRORS = (
     RuntimeError,
     struct.error,
 )
-
-
-def find_images(path: PathLike, flag: str = "--image") -> List[Path]:
-    """The images that `path` stands for: itself if a file, those directly inside (sorted by name) if a folder.
-
-    Hidden files and files whose suffix is not in `IMAGE_SUFFIXES` are passed over in a folder.
-
-    Args:
-        path: a file or a folder; a leading `~` is the home folder.
-        flag: the command-line flag that named it, for the error line.
-
-    Raises:
-        UserError: `path` does not exist, is no regular file or folder, cannot be listed, or holds no image.
-    """
-    path = Path(path).expanduser()
-    try:
-        if path.is_file():
-            return [path]
-        if not path.exists():
-            raise UserError(f"{flag}: {path} does not exist; name an image file or a folder of images")
-        if not path.is_dir():
-            raise UserError(f"{flag}: {path} is neither a file nor a folder; name an image file or a folder of images")
-        entries = sorted(path.iterdir())
-    except OSError as error:
-        raise UserError(f"{flag}: cannot read {path}: {reason(error)}; name an image file or a folder") from error
-    images = [entry for entry in entries if _looks_like_image(entry)]
-    if not images:
-        raise UserError(f"{flag}: no image in the folder {path}; it needs a file ending in {' '.join(IMAGE_SUFFIXES)}")
-    return images
 
 
 def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["white"]) -> np.ndarray:
@@ -83,14 +70,17 @@ def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["w
         UserError: the file is missing, empty, no image, damaged, too large to decode safely, or of a sample format
             without an agreed range.
     """
-    path = Path(path)
+    with explained(path), open_input(path) as file, open_image(file) as image:
+        return to_rgb(image, path, background)
+
+
+@contextmanager
+def explained(path: PathLike) -> Iterator[None]:
+    """Turns what goes wrong in the block with the image at `path` into a UserError that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large files and odd tags; both are dealt with here
-            with open_input(path) as file, open_image(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                return _decode(image, path, background)
+            yield
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read the image {path}: {_not_an_image(path)}") from error
     except Image.DecompressionBombError as error:
@@ -105,10 +95,36 @@ def read_image(path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["w
         raise UserError(f"cannot read the image {path}: the file is damaged ({_one_line(error)})") from error
 
 
-def open_image(file: BinaryIO) -> Image.Image:
-    """An image file of one of the known formats, not decoded yet; the errors are those of :func:`PIL.Image.open`."""
+def open_image(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """An image file of one of some formats, not decoded yet; the errors are those of :func:`PIL.Image.open`.
+
+    Of a PNG file's metadata only what the picture depends on is read.
+    """
     Image.init()
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader refuses uncompressed YCbCr
+    head, profile = file.read(12), None
+    if head.startswith(PNG_SIGNATURE):
+        file, profile = _picture_chunks(file)
+    elif _is_heic(head):
+        _register_heif()
+    file.seek(0)
+    image = Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+    if profile:
+        image.info["icc_profile"] = profile
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if image.format == "WEBP" and image.is_animated:  # transparent is, too, what none of its opaque frames covers
+        image._mode = image.rawmode = "RGBA"
+    return image
+
+
+def is_animation(path: PathLike) -> bool:
+    """Whether an image file moves; False for one that cannot be read."""
+    try:
+        with explained(path), open_input(path) as file:
+            return bool(getattr(open_image(file, ANIMATIONS), "is_animated", False))
+    except UserError:
+        return False
 
 
 def fit_image(image: np.ndarray, height: int, width: int, crop_offset: Tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
@@ -144,13 +160,47 @@ def fit_image(image: np.ndarray, height: int, width: int, crop_offset: Tuple[flo
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
-def _looks_like_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+@lru_cache(maxsize=1)
+def _register_heif() -> None:
+    """Makes Pillow read HEIC, where that package is installed."""
+    with suppress(ImportError):
+        import pillow_heif  # optional
+
+        pillow_heif.register_heif_opener()
 
 
-def _not_an_image(path: Path) -> str:
-    if path.stat().st_size == 0:
+def _picture_chunks(file: BinaryIO) -> Tuple[BinaryIO, Optional[bytes]]:
+    """A PNG file without metadata: text and the like may be damaged or of any size.
+
+    Returns:
+        the file with the chunks that the picture depends on, and its ICC profile, None without a sound one.
+    """
+    file.seek(len(PNG_SIGNATURE))
+    chunks, profile = [PNG_SIGNATURE], None
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        content = file.read(size + 4)
+        if kind in PNG_CHUNKS:
+            chunks += head, content
+        elif kind == b"eXIf":
+            chunks += head, content[:size], struct.pack(">I", zlib.crc32(kind + content[:size]))
+        elif kind == b"iCCP":
+            with suppress(zlib.error):  # name, 0, compression method, compressed profile
+                profile = zlib.decompressobj().decompress(content.partition(b"\0")[2][1:-4], MAX_PROFILE_BYTES)
+    return io.BytesIO(b"".join(chunks)), profile
+
+
+def _is_heic(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+def _not_an_image(path: PathLike) -> str:
+    with open_input(path) as file:
+        head = file.read(12)
+    if not head:
         return "the file is empty"
+    if _is_heic(head):
+        return "it is HEIC, which needs `pip install pillow-heif`; or save it as JPEG"
     return "it is not an image, or of a kind that is not supported; save it as PNG or JPEG"
 
 
@@ -158,13 +208,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _decode(file: Image.Image, path: Path, background: Tuple[int, int, int]) -> np.ndarray:
-    """An opened image file -> (h, w, 3) uint8 sRGB."""
-    file.load()
-    profile = file.info.get("icc_profile")
-    transparency = file.info.get("transparency")
-    ImageOps.exif_transpose(file, in_place=True)
-    image = file
+def to_rgb(image: Image.Image, path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["white"]) -> np.ndarray:
+    """The present frame of an opened image file as :func:`read_image` gives it, (h, w, 3) uint8."""
+    image.load()
+    profile = image.info.get("icc_profile")
+    transparency = image.info.get("transparency")
+    turn = TURNS.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep_grey(image, transparency, path)
     elif image.mode in ("LA", "La", "PA", "RGBa") or transparency is not None:
@@ -178,7 +228,16 @@ def _decode(file: Image.Image, path: Path, background: Tuple[int, int, int]) -> 
     return np.asarray(image.convert("RGB"))
 
 
-def _from_deep_grey(image: Image.Image, transparency: object, path: Path) -> Image.Image:
+def _orientation(image: Image.Image) -> object:
+    """EXIF's tag, 1 to 8 where it is sound; the rest of the EXIF data may be anything."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION)
+    except (OSError, *DECODER_ERRORS) as error:
+        logger.warning("the EXIF data are ignored: %s", _one_line(error))
+        return None
+
+
+def _from_deep_grey(image: Image.Image, transparency: object, path: PathLike) -> Image.Image:
     """16-bit integer or 0-to-1 float grey -> 8-bit grey ("L"), or "RGBA" if one grey level is marked transparent.
 
     Raises:
@@ -201,13 +260,23 @@ def _from_deep_grey(image: Image.Image, transparency: object, path: Path) -> Ima
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Converts from an embedded ICC profile; sRGB itself and profiles that do not fit the image change nothing."""
+    """Converts from an embedded ICC profile; one that does not fit the image is ignored."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        transform = _colour_transform(profile, image.mode)
+        return image if transform is None else transform.apply(image)
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         logger.warning("the embedded colour profile is ignored: %s", _one_line(error))
         return image
+
+
+@lru_cache(maxsize=8)
+def _colour_transform(profile: bytes, mode: str) -> Optional[ImageCms.ImageCmsTransform]:
+    """From an ICC profile to sRGB; None for a profile whose colours, whatever its name is, are sRGB's."""
+    source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(source, target, mode, "RGBA" if mode == "RGBA" else "RGB")
+    if mode not in ("RGB", "RGBA"):
+        return transform
+    colours = np.indices((6, 6, 6), np.uint8).reshape(3, 1, -1).T * np.uint8(51)
+    probe = Image.fromarray(colours).convert(mode)
+    change = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe)
+    return None if np.abs(change).max() <= SAME_COLOUR else transform

@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
+from data.file_search import FRAMES_FPS, stamp
 from data.motion import MEASURE, Motion, Piece
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, open_input, open_private, parse_json, reason
 
 SUFFIX = ".journal"  # after the CSV file's name
-METHOD = {"measure": MEASURE}
+METHOD = {"measure": MEASURE, "reader": 2}  # raised when other pixels are read
 
 
 class Finding(NamedTuple):
@@ -30,7 +31,7 @@ class Record(NamedTuple):
     """A line of the journal."""
 
     path: str  # of the video
-    stamp: Optional[List[int]]  # the file's size and time of change when it was scored; None: it was not there
+    stamp: Optional[List[float]]  # the file's size and time of change when it was scored; None: it was not there
     finding: Finding
 
 
@@ -45,15 +46,16 @@ class Journal:
     Args:
         path: of rank 0's file; the others' have their rank after the name.
         rank: this process's number.
+        fps: of folders of frames: at another rate, they count as new.
     """
 
-    def __init__(self, path: PathLike, rank: int = 0):
+    def __init__(self, path: PathLike, rank: int = 0, fps: float = FRAMES_FPS):
         """Reads what is there.
 
         Raises:
             UserError: a file cannot be read or written.
         """
-        self._main, self._rank = Path(path), rank
+        self._main, self._rank, self._fps = Path(path), rank, fps
         self._path = Path(f"{path}-{rank}") if rank else self._main
         self._records: Dict[str, Record] = {}
         self.refresh()
@@ -70,7 +72,7 @@ class Journal:
     def find(self, name: str, path: PathLike) -> Optional[Finding]:
         """What is known about the video `name`, which lies at `path`; None if nothing, or if the file has changed."""
         record = self._records.get(name)
-        return record.finding if record and record.stamp == _stamp(path) else None
+        return record.finding if record and record.stamp == self._stamp(path) else None
 
     def add(self, name: str, path: PathLike, finding: Finding) -> None:
         """Adds a finding, on the disk at once.
@@ -78,7 +80,7 @@ class Journal:
         Raises:
             UserError: the file cannot be written.
         """
-        record = self._records[name] = Record(name, _stamp(path), finding)
+        record = self._records[name] = Record(name, self._stamp(path), finding)
         try:
             with open_private(self._path, encoding="utf-8") as file:
                 file.write(_line(record))
@@ -87,10 +89,15 @@ class Journal:
 
     def merge(self) -> None:
         """Takes over what the others have found into rank 0's file, and removes theirs."""
-        self.__init__(self._main)
+        self.__init__(self._main, fps=self._fps)
         for path in self._others():
             with suppress(OSError):
                 path.unlink()
+
+    def _stamp(self, path: PathLike) -> Optional[List[float]]:
+        with suppress(OSError):
+            return stamp(path) + ([self._fps] if os.path.isdir(path) else [])
+        return None
 
     def _others(self) -> List[Path]:
         name = re.compile(re.escape(self._main.name) + r"-\d+")
@@ -135,11 +142,4 @@ def _parsed(line: str) -> Optional[Record]:
         motion = Motion(tuple(Piece(int(a), int(b), None if score is None else float(score)) for a, b, score in pieces))
         size = (int(known["length"]), float(known["fps"]), int(known["height"]), int(known["width"]))
         return Record(str(fields["path"]), fields["stamp"], Finding(*size, motion, str(known["error"])))
-    return None
-
-
-def _stamp(path: PathLike) -> Optional[List[int]]:
-    with suppress(OSError):
-        status = os.stat(path)
-        return [status.st_size, status.st_mtime_ns]
     return None

@@ -8,12 +8,13 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from data.file_search import FRAMES_FPS
 from data.metadata_csv import VideoRow, read_metadata
 from data.motion import MAX_BUCKET
 from data.transforms import CENTRE, channels_first, cover, crop, to_model_range
 from data.video_reader import VideoError, VideoReader
 from gm.errors import UserError
-from gm.files import PathLike
+from gm.files import FilePath, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class VideoDataset:
 
     def __init__(
         self,
-        data_dir: PathLike,
-        metadata: PathLike,
+        data_dir: FilePath,
+        metadata: FilePath,
         frames: int,
         step: int = 1,
         height: int = 576,
@@ -74,7 +75,8 @@ class VideoDataset:
 
         Args:
             data_dir: the folder that the paths in `metadata` are relative to.
-            metadata: a CSV file with the columns path, length (frames) and motion_bucket_id (0..255).
+            metadata: a CSV file with the columns path, length (frames), motion_bucket_id (0..255) and, where the
+                videos' own rate is missing or wrong, fps.
             frames: frames in a clip.
             step: the clip takes every step-th frame of the video.
             height: of the clips, pixels.
@@ -178,9 +180,10 @@ class VideoDataset:
 
     def _load(self, plan: ClipPlan) -> Tuple[np.ndarray, float]:
         """(frames as uint8 (t, 3, h, w), the video's frames per second)."""
-        with VideoReader(self._data_dir / self.rows[plan.video].path) as reader:
+        row = self.rows[plan.video]
+        with VideoReader(self._data_dir / row.path, fps=row.fps or FRAMES_FPS) as reader:
             frames = reader.read_clip(plan.start, self._frames, self._step)
-            fps = reader.fps
+            fps = row.fps or reader.fps
         self._warn_of_loss(plan.video, *frames.shape[1:3])
         frames = crop(cover(frames, self._height, self._width), self._height, self._width, plan.position)
         if plan.mirrored:

@@ -8,12 +8,12 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from data.image_reader import open_image
 from data.mp4_writer import read_mp4_comment, write_mp4
 from gm.errors import UserError
 from gm.files import PathLike, atomic_dir, atomic_file, open_input, parse_json, reason, reserved
 
 GIF_MAX_FPS = 50  # viewers slow shorter delays than 20 ms down to 100 ms
+COMMENTED = ("GIF", "PNG", "WEBP")  # what the functions below write, beside mp4
 COMMENT_KEY = "Comment"  # registered PNG text keyword
 EXIF_IMAGE_DESCRIPTION = 0x010E
 GIF_TICK_MS = 10  # GIF delays count hundredths of a second
@@ -85,7 +85,7 @@ def read_image_comment(path: PathLike) -> str:
     Raises:
         OSError: the file is missing or no image.
     """
-    with open_input(path) as file, open_image(file) as image:
+    with open_input(path) as file, Image.open(file, formats=COMMENTED) as image:
         if image.format == "PNG":
             image.load()  # text may follow the pixels
             return str(image.info.get(COMMENT_KEY, ""))

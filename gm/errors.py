@@ -1,5 +1,6 @@
 """Errors that a user can cause and mend: one line that names the flag, the file and the remedy."""
 
+import logging
 import os
 import signal
 import sys
@@ -18,9 +19,30 @@ class UserError(Exception):
     """A failure whose message is all that the user needs: shown on one line, without a traceback."""
 
 
+def one_line(text: str) -> str:
+    """A text as the screen gets it: no character of it, such as of a file's name, moves the cursor or starts a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class LineFormatter(logging.Formatter):
+    """Makes each message of the log one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+
+def start_log(level: int = logging.WARNING, line: str = "%(message)s") -> None:
+    """Sends log messages from `level` on to the standard error, each as a `line`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(line))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def shown(line: str) -> str:
-    """A line as the screen gets it: no character of it moves the cursor or starts a new one, and it has an end."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    """A line as the screen gets it, which has an end."""
+    line = one_line(line)
     half = MOST_CHARACTERS // 2
     return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} … {line[-half:]}"
 
@@ -30,9 +52,10 @@ def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[
 
     The exit code is 0 on success; 2 with one `error: …` line for a :class:`UserError`, and for a file that the system
     refuses; 128 and the signal's number after Ctrl-C, SIGTERM or SIGHUP, when what is half-written has been removed. A
-    reader of the standard output that goes away ends nothing; a full disk under it is told at the end.
+    reader of the standard output that goes away ends nothing; a full disk under it is told at the end. What libraries
+    and their compilers print there goes to the standard error.
     """
-    sys.stdout, sys.stderr = out, _ = _Output(sys.stdout), _Output(sys.stderr)
+    sys.stdout, sys.stderr = out, _ = _Output(_results()), _Output(sys.stderr)
     for number in STOPPING:
         if signal.getsignal(number) is signal.SIG_DFL:  # not where it is ignored: nohup
             signal.signal(number, _Stop(os.getpid()))
@@ -53,6 +76,16 @@ def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     sys.exit(0)
+
+
+def _results() -> Optional[TextIO]:
+    """The standard output for this program's lines alone, with any name that a file has, as the bytes that it is."""
+    if sys.stdout is None or sys.stderr is None or sys.stdout is not sys.__stdout__:
+        return sys.stdout
+    sys.stdout.flush()
+    results = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return open(results, "w", encoding=sys.stdout.encoding, errors="surrogateescape")
 
 
 class _Stop:

@@ -15,8 +15,9 @@ import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, NoReturn, Sequence, Tuple, Union
+from typing import IO, Annotated, Any, Callable, Dict, Iterable, Iterator, List, NoReturn, Sequence, Tuple, Union
 
 from gm.errors import UserError
 
@@ -26,7 +27,9 @@ except ImportError:  # Windows: two runs in one folder go unnoticed there, and n
     fcntl = None
 
 PathLike = Union[str, os.PathLike]
+FilePath = Annotated[str, "path"]  # of a flag: a `~` that starts it is the home folder
 
+INLINE = 3  # differences that an error line shows; more are listed in a file
 MAX_TEXT_BYTES = 1 << 26  # of a text file that is read whole
 TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{16}(\.\w+)?")
 STEM_LENGTH, SUFFIX_LENGTH = 40, 16  # characters of a name that its temporary one has; file systems allow 255 bytes
@@ -140,6 +143,25 @@ def make_output_dir(path: PathLike, flag: str) -> Path:
     return path
 
 
+@contextmanager
+def cleared_if_refused(folder: PathLike, names: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
+    """Yields a function that says that the work begins. A UserError before leaves no new folder, if `folder` was not
+    there, and in it no new files of these names."""
+    folder, began = Path(folder), []
+    made = list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+    new = [folder / name for name in names if not os.path.lexists(folder / name)]
+    try:
+        yield lambda: began.append(True)
+    except UserError:
+        if not began:
+            for path in new:
+                _remove(path, folder=False)
+            with suppress(OSError):  # others may have put something there meanwhile
+                for path in made:
+                    path.rmdir()
+        raise
+
+
 def require_writable(path: PathLike, flag: str) -> None:
     """Raises a UserError, before any work, where :func:`atomic_file` would refuse the name later."""
     try:
@@ -148,12 +170,15 @@ def require_writable(path: PathLike, flag: str) -> None:
         raise UserError(f"{flag}: cannot write {path}: {reason(error)}") from error
 
 
-def write_list(lines: Sequence[str]) -> Path:
-    """Writes what is too long for an error line into a new text file in the folder for temporary files."""
+def in_a_file(lines: Sequence[str]) -> str:
+    """The end of an error line: a few lines themselves, or the new file in the folder for temporary files in which they
+    are all listed."""
+    if len(lines) <= INLINE:
+        return "; ".join(lines)
     descriptor, path = tempfile.mkstemp(prefix="list-", suffix=".txt")
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    return Path(path)
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(" ".join(line.splitlines()) + "\n" for line in lines)
+    return f"all {len(lines)} are listed in {path}"
 
 
 def require_free_space(folder: PathLike, num_bytes: int, what: str) -> None:
@@ -161,9 +186,17 @@ def require_free_space(folder: PathLike, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise UserError(
-            f"no room for {what}: it takes {num_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+            f"no room for {what}: it takes {size(num_bytes)} and {folder} has {size(free)} free; "
             "free some space or name another folder"
         )
+
+
+def size(num_bytes: int) -> str:
+    """A number of bytes in the unit that leaves most of its digits before the point."""
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.2f} {unit}"
+    return f"{num_bytes} bytes"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, Sequence, Tuple, Union
 
 from gm.config.values import OptionError, Options, Range
+from gm.files import FilePath
 from gm.networks.prompt import COMFYUI, Rule
 from gm.sampling.guidance import EVERY_SIGMA, ConstantGuider, Guider, Scale
 from gm.sampling.samplers import MAX_STEPS, SAMPLERS, Sampler
@@ -22,7 +23,7 @@ LoRAScale = Annotated[float, Range(-100, 100)]
 class WeightOptions(Options):
     """How the weights are loaded and computed with."""
 
-    lora: Optional[str] = None
+    lora: Optional[FilePath] = None
     """a LoRA file of train.py's, merged into the UNet while it is loaded"""
     lora_scale: LoRAScale = 1.0
     """how strongly the LoRA acts; 1 as it was trained, 0 not at all"""

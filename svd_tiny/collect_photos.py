@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
-from gm.errors import UserError, run_command
-from gm.files import PathLike, atomic_file, make_output_dir
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, PathLike, atomic_file, make_output_dir
 from svd_tiny.photo_sources import SOURCES, PhotoSource, read_photo_sources
 from svd_tiny.photos import read_photo
 
@@ -81,10 +81,10 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_log(logging.INFO)
     parser = CommandParser(prog="collect_photos.py", description=__doc__)
-    parser.add_argument("--packages", type=str, required=True, help="folder of unpacked packages, PACKAGE/usr/share/…")
-    parser.add_argument("--output_dir", type=str, required=True, help="folder to write train/ and eval/ to")
+    parser.add_argument("--packages", type=FilePath, required=True, help="folder of unpacked packages, PACKAGE/usr/…")
+    parser.add_argument("--output_dir", type=FilePath, required=True, help="folder to write train/ and eval/ to")
     side = Annotated[int, Range(64, 16384)]
     parser.add_argument("--max_side", type=side, default=1600, help="pixels on the longer side, at most")
     args = parser.parse_args(argv)

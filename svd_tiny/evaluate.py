@@ -3,14 +3,13 @@
     python svd_tiny/evaluate.py --images photos/eval --output_dir evaluation
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gm.errors import run_command
+from gm.errors import run_command, start_log
 from svd_tools.evaluate import build_parser, evaluate, figures, write_report
 
 MIN_RECONSTRUCTION_PSNR = 24.0  # dB
@@ -48,7 +47,7 @@ def check(summary: Dict[str, Any]) -> Dict[str, Check]:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the command; see the module's docstring."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     args = build_parser().parse_args(argv)
     report = evaluate(args)
     checks = check(report["summary"])

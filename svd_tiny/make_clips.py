@@ -32,8 +32,8 @@ from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
-from gm.errors import UserError, run_command
-from gm.files import atomic_file, make_output_dir, open_input, parse_json, read_text, reason
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, atomic_file, make_output_dir, open_input, parse_json, read_text, reason
 from svd_tiny.clip_plan import ClipPlan, film, parse_weights, plan_clips
 from svd_tiny.clip_renderer import CELL, ClipSize
 from svd_tiny.photos import SPLITS, find_photos
@@ -129,8 +129,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(prog="make_clips.py", description=__doc__)
     add, count, speed = parser.add_argument, Annotated[int, Range(1, MAX_CLIPS)], Annotated[float, Range(1e-6, 1)]
     side = Annotated[int, Range(2 * CELL, 2048, 2 * CELL)]
-    add("--photos", type=str, required=True, help="folder of photographs, with subfolders")
-    add("--output_dir", type=str, required=True, help="folder to write the clips to")
+    add("--photos", type=FilePath, required=True, help="folder of photographs, with subfolders")
+    add("--output_dir", type=FilePath, required=True, help="folder to write the clips to")
     add("--split", type=Literal[SPLITS], default="train", help="which photographs")
     add("--clips", type=count, default=2000, help="how many clips")
     add("--height", type=side, default=144, help="pixels, a multiple of 8")
@@ -156,7 +156,7 @@ def check_args(args: Any) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_log(logging.INFO)
     args = build_parser().parse_args(argv)
     check_args(args)
     weights = parse_weights(args.moves)

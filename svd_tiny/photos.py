@@ -7,7 +7,8 @@ from typing import List
 import numpy as np
 from PIL import Image
 
-from data.image_reader import IMAGE_SUFFIXES, read_image
+from data.file_search import IMAGE_SUFFIXES
+from data.image_reader import read_image
 from gm.errors import UserError
 from gm.files import PathLike
 

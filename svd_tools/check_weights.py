@@ -21,7 +21,7 @@ from gm.backend.runtime import RUNTIME_FLAGS, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.config.factory import model_config
 from gm.errors import UserError, run_command
-from gm.files import open_input
+from gm.files import FilePath, open_input
 from gm.weights.checkpoint import PROTOBUF_FIRST, file_sha256, open_checkpoint
 from gm.weights.model_kind import KnownModel, architecture_in, architecture_of, find_model, in_project, known_models
 from gm.weights.names import compare_names, expected_parameters, kind_of_names
@@ -150,7 +150,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="check_weights.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("files", nargs="+", help="weight files: safetensors or MindSpore .ckpt")
-    add("--config", default=None, type=Optional[str], help="YAML of the model; by default the one that is recognised")
+    add("--config", default=None, type=Optional[FilePath], help="YAML of the model; by default the one recognised")
     add("--num_frames", default=None, type=Optional[int], help="14 or 25: tells svd and svd_xt apart")
     add("--step", default=True, type=bool, help="compute one small step too")
     for name, flag in RUNTIME_FLAGS.items():

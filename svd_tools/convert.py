@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.config.command_parser import CommandParser
 from gm.config.factory import load_config
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir, require_free_space
+from gm.files import FilePath, make_output_dir, require_free_space
 from gm.weights.names import expected_parameters
 from svd_tools.conversion.diffusers_config import diffusers_texts
 from svd_tools.conversion.diffusers_layout import assemble
@@ -63,15 +63,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="convert.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--pt_weights_file", "--source", required=True,
+    add("--pt_weights_file", "--source", type=FilePath, required=True,
         help="the weights: a safetensors file, a PyTorch pickle (.ckpt, .pt, .bin), a MindSpore .ckpt, a diffusers "
              "folder, or a UNet alone (with --base)",
     )  # fmt: skip
-    add("--out_dir", required=True, help="folder in which the file or the diffusers folder is made")
-    add("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
+    add("--out_dir", type=FilePath, required=True, help="folder in which the file or the diffusers folder is made")
+    add("--config", type=FilePath, default=str(DEFAULT_CONFIG), help="YAML of the network")
     add("--to", default=CKPT, choices=[CKPT, SAFETENSORS, DIFFUSERS], help="layout of the output")
     add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")
-    add("--base", default=None, type=Optional[str], help="checkpoint that supplies what is missing")
+    add("--base", default=None, type=Optional[FilePath], help="checkpoint that supplies what is missing")
     add("--variant", default=None, type=Optional[str],
         help="which files of a diffusers folder to take, such as fp16; by default those without a variant if there",
     )  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import make_output_dir
+from gm.files import FilePath, make_output_dir
 from gm.weights.checkpoint import save_safetensors
 from gm.weights.lora_file import LowRank, read_lora, write_lora
 from gm.weights.lora_layouts import DIFFUSERS_PREFIXES, adapted_places, layer_of, weight_of
@@ -73,10 +73,10 @@ def diffusers_tensors(
 def _parser() -> CommandParser:
     parser = CommandParser(prog="convert_lora.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--lora", required=True, help="the LoRA, safetensors")
-    add("--out", required=True, help="the file to write, safetensors")
+    add("--lora", type=FilePath, required=True, help="the LoRA, safetensors")
+    add("--out", type=FilePath, required=True, help="the file to write, safetensors")
     add("--to", default=TOOLKIT, choices=[TOOLKIT, DIFFUSERS], help="toolkit: this toolkit's and ComfyUI's names")
-    add("--config", default=str(DEFAULT_CONFIG), help="YAML of the network")
+    add("--config", type=FilePath, default=str(DEFAULT_CONFIG), help="YAML of the network")
     return parser
 
 

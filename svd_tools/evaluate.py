@@ -12,7 +12,6 @@ The command writes report.json, contact_sheet.png and the clips; a run that was 
 
 import hashlib
 import json
-import logging
 import sys
 import time
 from contextlib import contextmanager
@@ -25,14 +24,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.image_reader import find_images, fit_image, read_image
+from data.file_search import find_images
+from data.image_reader import fit_image, read_image
 from data.metadata_csv import read_metadata
 from data.motion import motion_score
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range, show
-from gm.errors import UserError, run_command
-from gm.files import atomic_file, make_output_dir, open_input
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, atomic_file, make_output_dir, open_input
 from modules.options import VideoOptions
 from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
@@ -275,9 +275,9 @@ def build_parser() -> CommandParser:
     """The command's flags."""
     parser = CommandParser(prog="evaluate.py", description=__doc__)
     add, hints = parser.add_argument, get_type_hints(VideoOptions, include_extras=True)
-    add("--config", type=str, default=str(PROJECT / "configs/svd_tiny.yaml"), help="YAML file of the model")
-    add("--checkpoint", type=str, default=str(PROJECT / "checkpoints/svd_tiny.safetensors"), help="its weights")
-    add("--images", type=str, default=str(PROJECT / "examples"), help="an image or a folder of images")
+    add("--config", type=FilePath, default=str(PROJECT / "configs/svd_tiny.yaml"), help="YAML file of the model")
+    add("--checkpoint", type=FilePath, default=str(PROJECT / "checkpoints/svd_tiny.safetensors"), help="its weights")
+    add("--images", type=FilePath, default=str(PROJECT / "examples"), help="an image or a folder of images")
     limit = Annotated[int, Range(0, 10**5)]
     add("--limit", type=limit, default=16, help="images at most, evenly spread over the folder; 0: all")
     add("--seeds", type=Annotated[int, Range(1, 1000)], default=3, help="clips for each image and motion bucket")
@@ -287,9 +287,9 @@ def build_parser() -> CommandParser:
     add("--num_frames", type=hints["num_frames"], default=None, help="of the clips; by default the model's")
     add("--sampling_steps", type=hints["sampling_steps"], default=0, help="0: the YAML's")
     add("--mode", type=Literal[0, 1], default=0, help="0: graph (compiles first, for many clips); 1: PyNative")
-    add("--data_dir", type=str, default="", help="folder of training clips to compare the motion with")
-    add("--metadata", type=str, default="", help="their CSV: path,length,motion_bucket_id")
-    add("--output_dir", type=str, default="evaluation", help="folder for the report")
+    add("--data_dir", type=FilePath, default="", help="folder of training clips to compare the motion with")
+    add("--metadata", type=FilePath, default="", help="their CSV: path,length,motion_bucket_id")
+    add("--output_dir", type=FilePath, default="evaluation", help="folder for the report")
     return parser
 
 
@@ -336,7 +336,7 @@ def measure_training_clips(args: Any, num_frames: int) -> Dict[int, float]:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the command; see the module's docstring."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     args = build_parser().parse_args(argv)
     report = evaluate(args)
     write_report(args, report, [("figure", "value"), *figures(report["summary"]).values()])

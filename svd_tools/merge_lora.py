@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config.command_parser import CommandParser
 from gm.errors import run_command
-from gm.files import make_output_dir, require_free_space
+from gm.files import FilePath, make_output_dir, require_free_space
 from gm.options import LoRAScale
 from gm.weights.checkpoint import file_sha256, open_checkpoint
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
@@ -70,9 +70,9 @@ def _merged(merged: MergedSource, name: str, info: TensorInfo) -> LazyTensor:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="merge_lora.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--checkpoint", required=True, help="the weights that the LoRA was trained on, safetensors or .ckpt")
-    add("--lora", required=True, help="the LoRA that train.py or svd_tools/convert_lora.py wrote")
-    add("--out", required=True, help="the file to write: .safetensors, or .ckpt with the reference toolkit's names")
+    add("--checkpoint", type=FilePath, required=True, help="the weights of the LoRA's training, safetensors or .ckpt")
+    add("--lora", type=FilePath, required=True, help="the LoRA that train.py or svd_tools/convert_lora.py wrote")
+    add("--out", type=FilePath, required=True, help="to write: .safetensors, or .ckpt in the reference toolkit's names")
     add("--scale", default=1.0, type=LoRAScale, help="how strongly: 1 as it was trained, 0 not at all, -1 the opposite")
     add(ALLOW_NONFINITE, default=False, type=bool, help="write NaN and infinite values too, with a warning")
     add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the numbers; keep: as they are")

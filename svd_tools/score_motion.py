@@ -19,6 +19,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
@@ -30,22 +31,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.metadata_csv import COLUMNS, PATH, read_rows, write_rows
+from data import file_search
+from data.file_search import FRAMES_FPS
+from data.metadata_csv import COLUMNS, MAX_FPS, MIN_FPS, PATH, find_video, read_rows, write_rows
 from data.motion import MAX_BUCKET, motion_bucket, video_motion
 from data.motion_journal import SUFFIX, Finding, Journal
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
-from gm.errors import UserError, run_command
-from gm.files import PathLike, atomic_file, make_output_dir, require_writable
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, PathLike, atomic_file, make_output_dir, require_writable
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
-)
 MORE_COLUMNS = ("score", "fps", "width", "height")
 SECONDS_TO_REFRESH = 2.0  # between two looks at what other processes have found
+MAX_NAMES = 100  # of videos left out that the log gives
 IN_FLIGHT = 2  # videos handed out per worker, so that none waits for the next
 BUCKETS_PER_BAR = 8
 SCORE_TICKS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # shortest sides per second
@@ -55,7 +56,7 @@ SIZE_INCHES, DOTS_PER_INCH = (8.0, 4.5), 120
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Scores the videos that the flags name and writes the CSV file and the histogram."""
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_log(logging.INFO)
     _check(args)
     output = Path(args.output)
     histogram = Path(args.histogram or output.with_suffix(".png"))
@@ -66,8 +67,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     share = Share.of_this_process()
     if share is None:
         return
-    journal = Journal(f"{output}{SUFFIX}", share.rank)
-    findings = score_videos(data_dir, names, journal, args.workers or os.cpu_count() or 1, share)
+    folders = sum((data_dir / name).is_dir() for name in names)
+    if folders:
+        logger.info("%d folders of numbered frames count as %g frames per second (--fps)", folders, args.fps)
+    journal = Journal(f"{output}{SUFFIX}", share.rank, args.fps)
+    findings = score_videos(data_dir, names, journal, args.workers or os.cpu_count() or 1, share, args.fps)
     if share.rank == 0:
         _write(findings, args.drop_static, output, histogram)
 
@@ -102,7 +106,8 @@ def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]
     """The folder that paths start from, and the videos' paths from there, in the order of the output.
 
     Args:
-        videos: a folder, searched with all folders in it, or a CSV file with the column path.
+        videos: a folder, searched with all folders in it (:func:`data.file_search.find_videos`), or a CSV file with the
+            column path.
         data_dir: the folder that paths start from; by default `videos`, or the folder of the CSV file.
 
     Raises:
@@ -112,21 +117,22 @@ def find_videos(videos: Path, data_dir: Optional[str]) -> Tuple[Path, List[str]]
     if not root.is_dir():
         raise UserError(f"--data_dir: {root} is no folder; name the one that the videos' paths start from")
     if not videos.is_dir():
-        names = [row[PATH] for _, row in read_rows(videos, [PATH], "--videos")]
+        paths = (row[PATH] for _, row in read_rows(videos, [PATH], "--videos"))
+        names = [find_video(root, path) or path for path in paths]
     else:
         try:
             base = videos.resolve().relative_to(root.resolve())
         except ValueError:
             raise UserError(f"--data_dir: {videos} does not lie in {root}; name a folder that holds it") from None
-        names = [(base / found).as_posix() for found in _walk(videos)]
+        names = [(base / found).as_posix() for found in file_search.find_videos(videos)]
     if not names:
-        kinds = f" (files ending in {', '.join(sorted(VIDEO_SUFFIXES))})" if videos.is_dir() else ""
+        kinds = f" (files ending in {' '.join(file_search.VIDEO_SUFFIXES)})" if videos.is_dir() else ""
         raise UserError(f"--videos: no video in {videos}{kinds}; name another folder or CSV file")
     return root, list(dict.fromkeys(names))
 
 
 def score_videos(
-    data_dir: Path, names: Sequence[str], journal: Journal, workers: int, share: Share = WHOLE
+    data_dir: Path, names: Sequence[str], journal: Journal, workers: int, share: Share = WHOLE, fps: float = FRAMES_FPS
 ) -> Dict[str, Finding]:
     """Finds out about the videos of a share, in parallel, those that the journal knows excepted; all in their order.
 
@@ -141,7 +147,7 @@ def score_videos(
     if known:
         logger.info("%d of %d videos are scored already", known, len(names))
     with tqdm(total=len(names), initial=known, unit="video", desc="scoring", disable=None) as bar:
-        for name, finding in _examined(data_dir, new, min(workers, len(new))):
+        for name, finding in _examined(data_dir, new, min(workers, len(new)), fps):
             journal.add(name, data_dir / name, finding)
             found[name] = finding
             bar.update()
@@ -155,11 +161,11 @@ def score_videos(
     return found
 
 
-def examine(path: Path) -> Finding:
-    """Scores one video."""
+def examine(path: Path, fps: float = FRAMES_FPS) -> Finding:
+    """Scores one video; `fps` is the rate of folders of frames."""
     try:
         os.fspath(path).encode()  # the CSV file is UTF-8
-        with VideoReader(path) as reader:
+        with VideoReader(path, fps=fps) as reader:
             height, width = reader.size
             motion = video_motion(reader)
             return Finding(reader.num_frames, round(reader.fps, 4), height, width, motion)
@@ -208,9 +214,9 @@ def _parser() -> CommandParser:
     summary, _, details = __doc__.split("\n\n")
     parser = CommandParser(prog="score_motion.py", description=f"{summary} {details}")
     add = parser.add_argument
-    add("--videos", required=True, type=str, help="a folder, searched with all folders in it, or a CSV with a path")
-    add("--output", required=True, type=str, help="the CSV file to write")
-    add("--data_dir", default=None, type=Optional[str],
+    add("--videos", required=True, type=FilePath, help="a folder, searched with all in it, or a CSV with a path")
+    add("--output", required=True, type=FilePath, help="the CSV file to write")
+    add("--data_dir", default=None, type=Optional[FilePath],
         help="folder that the paths in the CSV files start from (default: the folder given as --videos, or the one "
              "that its CSV file lies in); give the same to train.py as --train.dataset.init_args.data_dir",
     )  # fmt: skip
@@ -218,7 +224,9 @@ def _parser() -> CommandParser:
     add("--drop_static", default=0.0, type=Annotated[float, Range(0, 0.999)], help=f"share {share}")
     side_by_side = "processes that score videos side by side; 0: one per core"
     add("--workers", default=0, type=Annotated[int, Range(0, 256)], help=side_by_side)
-    add("--histogram", default=None, type=Optional[str],
+    rate = Annotated[float, Range(MIN_FPS, MAX_FPS)]
+    add("--fps", default=FRAMES_FPS, type=rate, help="of folders of numbered frames, which have no rate of their own")
+    add("--histogram", default=None, type=Optional[FilePath],
         help="PNG file for the histogram of the scores (default: the CSV file's name with .png)",
     )  # fmt: skip
     return parser
@@ -231,19 +239,10 @@ def _check(args: Namespace) -> None:
         raise UserError(f"--output: {args.output} is the list of videos itself; name another CSV file")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Paths of the videos in a folder, from there, sorted; hidden files and folders are passed over."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                yield (Path(parent) / name).relative_to(folder)
-
-
-def _examined(data_dir: Path, names: Sequence[str], workers: int) -> Iterator[Tuple[str, Finding]]:
+def _examined(data_dir: Path, names: Sequence[str], workers: int, fps: float) -> Iterator[Tuple[str, Finding]]:
     """Yields (name, finding) as they are done."""
     if workers <= 1:
-        yield from ((name, examine(data_dir / name)) for name in names)
+        yield from ((name, examine(data_dir / name, fps)) for name in names)
         return
     context = get_context("spawn")  # OpenCV's and the decoder's threads do not survive a fork
     waiting, pending = list(reversed(names)), {}
@@ -252,7 +251,7 @@ def _examined(data_dir: Path, names: Sequence[str], workers: int) -> Iterator[Tu
             while waiting or pending:
                 while waiting and len(pending) < IN_FLIGHT * workers:
                     name = waiting.pop()
-                    pending[pool.submit(examine, data_dir / name)] = name
+                    pending[pool.submit(examine, data_dir / name, fps)] = name
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finding = future.result()
                     yield pending.pop(future), finding
@@ -276,8 +275,10 @@ def _end_with_parent() -> NoReturn:
 
 def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histogram: Path) -> None:
     broken = {name: finding for name, finding in findings.items() if finding.error}
-    for name, finding in broken.items():
+    for name, finding in islice(broken.items(), MAX_NAMES):
         logger.warning("left out %s: %s", name, finding.error)
+    if len(broken) > MAX_NAMES:
+        logger.warning("left out %d more; %s%s says why", len(broken) - MAX_NAMES, output, SUFFIX)
     sound = {name: finding for name, finding in findings.items() if name not in broken}
     if not sound:
         raise UserError(f"--videos: all {len(broken)} videos are broken; nothing was written")

@@ -6,7 +6,6 @@
 Each picture is a PNG with its settings inside. The next of several pictures of a prompt has the next seed.
 """
 
-import logging
 import re
 import sys
 from datetime import datetime
@@ -22,8 +21,8 @@ from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import RUNTIME_FLAGS, Runtime, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
-from gm.errors import UserError, run_command
-from gm.files import make_output_dir, read_text, reason, require_free_space
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, make_output_dir, read_text, reason, require_free_space
 from gm.options import PictureOptions, Seed
 from gm.weights.model_kind import choose_files, portable
 
@@ -48,7 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--config", action="config", help=files)
     add_flags(parser)
     flags = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     prompts = read_prompts(flags)
     check_files(flags)
     make_output_dir(flags.output_dir, "--output_dir")
@@ -60,18 +59,18 @@ def add_flags(parser: CommandParser) -> None:
     """The flags of pictures; those below `--SD` are the pipeline's arguments."""
     add = parser.add_argument
     add("--prompt", type=Optional[str], help="what the picture shows, in English; (word:1.2) weighs a part of it")
-    add("--prompt_file", type=Optional[str], help="a text file with a prompt in each line, in place of --prompt")
+    add("--prompt_file", type=Optional[FilePath], help="a text file with a prompt in each line, in place of --prompt")
     negative = 'what it should not show; none at all is not the same as an empty one ("") for XL'
     add("--negative_prompt", type=Optional[str], help=negative)
     add("--num_images", type=Annotated[int, Range(1, 10_000)], default=1, help="of each prompt")
-    add("--output_dir", type=str, default="./output", help="folder for what is made; made if it is not there")
+    add("--output_dir", type=FilePath, default="./output", help="folder for what is made; made if it is not there")
     add("--seed", type=Seed, default=42, help="of the noise: the same seed gives the same picture again")
     for name, flag in RUNTIME_FLAGS.items():
         add(f"--{name}", **flag)
     config = "YAML file that defines the model; by default the one for the checkpoint"
-    add("--SD.config", type=Optional[str], default=None, help=config)
+    add("--SD.config", type=Optional[FilePath], default=None, help=config)
     weights = "its weights: a published safetensors file (fp32 or fp16), or one that svd_tools/convert.py wrote"
-    add("--SD.checkpoint", type=str, required=True, help=weights)
+    add("--SD.checkpoint", type=FilePath, required=True, help=weights)
     parser.add_options(PictureOptions, "SD")
 
 

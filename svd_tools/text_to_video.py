@@ -7,7 +7,6 @@ The flags are those of text_to_image.py and, below `--SVD`, of image_to_video.py
 All pictures are made first, so that one model is in memory at a time; `--image_only` stops there.
 """
 
-import logging
 import sys
 from math import sqrt
 from pathlib import Path
@@ -22,7 +21,7 @@ from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.config.factory import load_model
-from gm.errors import run_command
+from gm.errors import run_command, start_log
 from gm.files import make_output_dir
 from gm.options import SIZE_MULTIPLE
 from svd_tools import text_to_image
@@ -36,7 +35,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     flags = build_parser().parse_args(argv)
     flags.background = "white"  # pictures have no transparency that it could show
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     prompts = text_to_image.read_prompts(flags)
     image_to_video.check_video_flags(flags)
     text_to_image.check_files(flags)

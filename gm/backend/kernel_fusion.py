@@ -27,6 +27,7 @@ COMPILER, MODULE = "g++", "decorator"  # what AKG needs and MindSpore does not b
 LARGE = 100_000_000  # parameters, from which on building the kernels pays within one run
 UNFUSED_SUMS = "--disable_expand_ops=BiasAddGrad"
 COMPILER_LOG = "dsa_transfrom.log"  # its name as AKG spells it
+OWN_FILES = "AKG_WHITE_LIST_PATH"  # where AKG may read its table of tilings; without it, it complains of each kernel
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def fused_kernels() -> Iterator[bool]:
     foreign = log.exists()
     ms.set_context(enable_graph_kernel=True, graph_kernel_flags=UNFUSED_SUMS)
     try:
-        with environment(**{CACHE_PATH: str(folder)}):
+        with environment(**{CACHE_PATH: str(folder), OWN_FILES: str(Path(ms.__file__).parent)}):
             yield True
     finally:
         compile_cache.settled = True  # MindSpore keeps to the first folder

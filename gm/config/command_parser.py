@@ -3,16 +3,18 @@
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 from dataclasses import fields
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar, get_args
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gm.config.factory import yaml_text
 from gm.config.values import Options, describe, expect, flags_below, kinds_of, show
 from gm.errors import UserError
+from gm.files import FilePath
 
 Group = TypeVar("Group", bound=Options)
 # What other tools call an option: named where a user gives it.
@@ -37,7 +39,8 @@ class CommandParser(ArgumentParser):
     """Parses flags and their YAML (`--config`); full names only, so that a typing error is never taken for a flag.
 
     A yes/no flag may stand alone, and a list needs no brackets: `--SVD.offload --SVD.crop_offset=0.2,0.5`. Values are
-    checked against the types and ranges of their flags and groups (:mod:`gm.config.values`).
+    checked against the types and ranges of their flags and groups (:mod:`gm.config.values`). A `~` that starts the
+    value of a path flag (:data:`gm.files.FilePath`) is the home folder, on the command line and in YAML.
 
     Args:
         settings_in: gives the flags that a file named as `--config` holds where it is no YAML, None where it is.
@@ -74,6 +77,8 @@ class CommandParser(ArgumentParser):
             if name not in flags:  # a YAML file gives a group one value, or none
                 above, _, last = name.rpartition(".")
                 raise UserError(f"--{above}: expected its flags by name, such as {last}, in the YAML file")
+            if flags[name] is not None and FilePath in (annotation, *get_args(annotation)):
+                flags[name] = os.path.expanduser(flags[name])
             with flags_below("--"):
                 expect(name, flags[name], annotation)
         for prefix, group in self._options.items():
@@ -86,6 +91,7 @@ class CommandParser(ArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """A file's flags; it is looked at first, so that none is opened that cannot be built."""
+        path = os.path.expanduser(path)
         settings = self._settings_in(path)
         if settings is not None:
             return self.parse_string(json.dumps(settings), *args, **kwargs)

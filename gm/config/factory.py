@@ -8,6 +8,7 @@ builds the part when it needs it. The reference toolkit's own target paths and o
 
 import importlib
 import inspect
+import os
 import re
 from io import StringIO
 from pathlib import Path
@@ -96,7 +97,7 @@ def _merged(path: Path, flag: str, read: List[Path], above: Tuple[Path, ...] = (
         raise UserError(f"{flag}: {path}: more than {MOST_FILES} files through `base`")
     own = _read(path, flag)
     bases = own.pop("base", OmegaConf.create([]))
-    files = [path.parent / str(base) for base in (bases if OmegaConf.is_list(bases) else [bases])]
+    files = [path.parent / os.path.expanduser(str(base)) for base in (bases if OmegaConf.is_list(bases) else [bases])]
     return OmegaConf.merge(*(_merged(file, flag, read, (*above, path.resolve())) for file in files), own)
 
 

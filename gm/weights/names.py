@@ -8,11 +8,11 @@ normalisation, `embedding_table` for an embedding's, and `conv3d` for the video 
 
 import re
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Sequence, Tuple, Union
+from typing import Dict, Iterable, Mapping, Tuple, Union
 
 from gm.config.factory import load_model
 from gm.errors import UserError
-from gm.files import write_list
+from gm.files import in_a_file
 from gm.weights.tensor_source import WEIGHT_TYPES, TensorInfo
 
 Shape = Tuple[int, ...]
@@ -44,7 +44,6 @@ _LEFTOVERS = re.compile(
     r"cond_stage_model\.model\.attn_mask$|.*\.text_model\.embeddings\.position_ids$"
 )
 _CONVERT = "; svd_tools/convert.py converts it"
-INLINE = 3  # differences that an error line shows; more are listed in a file
 _PLAIN_DECODER = "first_stage_model.post_quant_conv.weight"
 _TIME_STACK = ".time_stack."
 _UNET = "model.diffusion_model."
@@ -113,11 +112,6 @@ def compare_names(
         f"{what} does not fit the network of the configuration: {summary} of {len(wanted)} tensors; it seems to be "
         f"{checkpoint_kind(source_info, wanted, converting)}; {in_a_file(lines)}"
     )
-
-
-def in_a_file(lines: Sequence[str]) -> str:
-    """The end of an error line: a few lines themselves, or the file in which they are all listed."""
-    return "; ".join(lines) if len(lines) <= INLINE else f"all {len(lines)} are listed in {write_list(lines)}"
 
 
 def kind_of_names(names: Iterable[str], converting: bool = False) -> str:

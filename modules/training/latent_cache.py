@@ -19,7 +19,6 @@ changes gives another name: a stale file is never read, and the next build makes
 import inspect
 import json
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
@@ -27,6 +26,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Seq
 import numpy as np
 from tqdm import tqdm
 
+from data.file_search import stamp
 from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
 from gm.backend.operators import inference
@@ -40,7 +40,7 @@ from modules.conditioning import CLEAN_FRAME, NOISED_FRAME, conditioning_inputs,
 from modules.training.fingerprint import NOT_OF_CONTENT, digest, encoder_fingerprint
 
 FLAG = "--train.latent_cache."
-FORMAT = 1  # raised when the content of the files changes its meaning
+FORMAT = 2  # raised when the content of the files changes its meaning
 COND_STREAM = 2  # keeps these random numbers apart from others drawn from the same seed
 KEY_DIGITS = 32
 # Where starting the operators takes as long as running them, encoding is compiled: pixels of a frame, clips to encode.
@@ -232,8 +232,8 @@ class LatentCache:
     def _clips(self, data_dir: Path, windows: int) -> List[Clip]:
         clips = []
         for index, row in enumerate(self.dataset.rows):
-            file = os.stat(data_dir / row.path)
-            video = {"video": row.path, "bytes": file.st_size, "changed_ns": file.st_mtime_ns, "length": row.length}
+            size, changed_ns = stamp(data_dir / row.path)
+            video = {"video": row.path, "bytes": size, "changed_ns": changed_ns, "length": row.length, "fps": row.fps}
             if row.motion is not None:
                 video["shots"] = [list(shot) for shot in row.motion.shots()]
             for window in range(windows):

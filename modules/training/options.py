@@ -5,6 +5,7 @@ from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple, Type
 
 from gm.config.values import OptionError, Options, Range, expect
 from gm.errors import UserError
+from gm.files import FilePath
 from gm.options import Seed, Size
 from modules.options import MAX_FRAMES, ClipOptions, Frames, Share
 
@@ -54,12 +55,12 @@ class RunOptions(Options):
     """updates after which to stop even if epochs are left"""
     temporal_only: bool = True
     """train the temporal layers only; False trains the whole network of the stage"""
-    pretrained: Optional[str] = None
+    pretrained: Optional[FilePath] = None
     """the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this program wrote;
     empty starts from random weights"""
-    output_dir: str = "output/train"
+    output_dir: FilePath = "output/train"
     """folder of the run: checkpoints, log, curves, validation videos"""
-    resume: Optional[str] = None
+    resume: Optional[FilePath] = None
     """auto goes on with the newest checkpoint in output_dir, if there is one; or the path of a checkpoint; empty starts
     anew"""
     checkpoint_every: Count = 500
@@ -212,7 +213,7 @@ class LoRAOptions(Options):
 class LatentCacheOptions(Options):
     """Clips encoded once, so that neither encoder is in memory while training."""
 
-    folder: Optional[str] = None
+    folder: Optional[FilePath] = None
     """for the encoded clips; made if it is not there; empty encodes while training"""
     windows: Annotated[int, Range(1, 10**6)] = 1
     """clips kept of each video"""
@@ -226,7 +227,7 @@ class ValidationOptions(ClipOptions):
 
     every: CountOrNone = 0
     """steps between; 0 for none"""
-    images: Optional[str] = None
+    images: Optional[FilePath] = None
     """an image, or a folder of them"""
     seeds: List[Seed] = field(default_factory=lambda: [42])
     """of the noise; each image is animated with each"""

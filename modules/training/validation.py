@@ -9,7 +9,8 @@ from typing import Any, Iterator, List, Optional
 
 import numpy as np
 
-from data.image_reader import find_images, fit_image, read_image
+from data.file_search import find_images
+from data.image_reader import fit_image, read_image
 from data.video_writer import write_gif, write_video
 from gm.files import PathLike
 from gm.model import DiffusionEngine

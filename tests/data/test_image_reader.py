@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 
 import cv2
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, ImageCms
 
-from data.image_reader import find_images, fit_image, read_image
+from data import image_reader
+from data.file_search import find_images
+from data.image_reader import fit_image, read_image
 from gm.errors import UserError
 
 
@@ -317,3 +320,125 @@ def test_a_pipe_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(UserError, match="it is a named pipe"):
         read_image(tmp_path / "a.png")
+
+
+ORIENTED = b"\x12\x01\x03\0\1\0\0\0\6\0\0\0"  # orientation 6
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"\x1a\x01\5\0\1\0\0\0\x26\0\0\0",  # XResolution, a rational of -1/0
+        b"\x28\x01\2\0\4\0\0\0abc\0",  # ResolutionUnit as text
+        b"\x31\x01\3\0\2\0\0\0\1\0\2\0",  # Software as numbers
+        b"\x69\x87\4\0\1\0\0\0\xff\xff\xff\x7f",  # a directory far behind the end
+        b"\x7c\x92\7\0\xff\xff\xff\0\x26\0\0\0",  # a note of 16 MB that is not there
+    ],
+)
+def test_odd_exif_costs_neither_the_picture_nor_its_turn(tmp_path, picture, odd):
+    entries = sorted([ORIENTED, odd])
+    exif = b"Exif\0\0II*\0\x08\0\0\0\2\0" + b"".join(entries) + b"\0\0\0\0" + struct.pack("<iI", -1, 0)
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=98, subsampling=0, exif=exif)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.shape == (80, 60, 3) and np.abs(image.astype(int) - np.rot90(picture, -1)).max() < 12
+
+
+@pytest.mark.parametrize("content", [b"", b"Exif\0\0", b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_exif_that_is_none_costs_nothing(tmp_path, picture, content):
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    jpeg = (tmp_path / "a.jpg").read_bytes()
+    segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + segment + jpeg[2:])
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - picture).max() < 12
+
+
+def png_chunk(kind, content, crc=None):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc or zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(1 << 22))),
+        png_chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(bytes(1 << 22))),
+        png_chunk(b"iCCP", b"large\0\0" + zlib.compress(bytes(1 << 25))),
+        png_chunk(b"iCCP", b"none\0\0junk"), png_chunk(b"tEXt", b"a\0b", crc=1), png_chunk(b"pHYs", b"x"),
+        png_chunk(b"eXIf", b"no exif"), png_chunk(b"gAMA", b""), png_chunk(b"tIME", b"1"),
+    ],
+)  # fmt: skip
+def test_a_png_s_metadata_never_cost_the_picture(path, picture, chunk):
+    Image.fromarray(picture).save(path)
+    png = path.read_bytes()
+    path.write_bytes(png[:33] + chunk + png[33:])
+    assert np.array_equal(read_image(path), picture)
+
+
+def profile(curve, columns, description):
+    """An ICC profile of three colours (X, Y, Z under D50) and one curve; LittleCMS applies it."""
+    def s15(*values):
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", len(description) + 1) + description + bytes(80)}
+    tags[b"wtpt"] = b"XYZ " + bytes(4) + s15(0.9642, 1, 0.8249)
+    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns):
+        tags[name] = b"XYZ " + bytes(4) + s15(*column)
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        tags[name] = curve
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(data), len(content))
+        data += content
+    head = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(data), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + s15(0.9642, 1, 0.8249)
+    return head.ljust(128, b"\0") + table + data
+
+
+SRGB_COLUMNS = [(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)]
+P3_COLUMNS = [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
+LINEAR = b"curv" + bytes(8)
+GAMMA_22 = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256))
+
+
+@pytest.mark.parametrize("description", [b"GIMP built-in Linear sRGB", b"sRGB-elle-V2-g10.icc", b"linear"])
+def test_linear_light_becomes_srgb_whatever_its_name(path, description):
+    Image.fromarray(np.full((4, 4, 3), (183, 3, 128), np.uint8)).save(
+        path, icc_profile=profile(LINEAR, SRGB_COLUMNS, description)
+    )
+    levels = np.array([183, 3, 128]) / 255
+    encoded = 255 * np.where(levels > 0.0031308, 1.055 * levels ** (1 / 2.4) - 0.055, 12.92 * levels)
+    assert np.abs(read_image(path)[0, 0] - encoded).max() <= 3
+
+
+def test_a_wide_gamut_is_converted(path):
+    """Display P3's (red 200, green 30, blue 30) by the matrices' definition; transparency is kept on the way."""
+    Image.fromarray(np.full((4, 4, 4), (200, 60, 60, 255), np.uint8)).save(
+        path, icc_profile=profile(GAMMA_22, P3_COLUMNS, b"Display P3")
+    )
+    linear = (np.array([200, 60, 60]) / 255) ** 2.2
+    linear = np.linalg.solve(np.array(SRGB_COLUMNS).T, np.array(P3_COLUMNS).T @ linear).clip(0, 1)
+    encoded = 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    assert np.abs(read_image(path)[0, 0] - encoded).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_phones_formats(tmp_path, picture, suffix, orientation):
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).save(tmp_path / f"a.{suffix}", quality=100, exif=exif.tobytes())
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.shape == UPRIGHT[orientation](picture).shape
+    assert np.abs(image.astype(int) - UPRIGHT[orientation](picture)).mean() < 6
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name != "HEIF"})
+    image_reader._register_heif.cache_clear()
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match=r"IMG_0001\.HEIC: it is HEIC, which needs `pip install pillow-heif`"):
+        read_image(tmp_path / "IMG_0001.HEIC")
+    image_reader._register_heif.cache_clear()

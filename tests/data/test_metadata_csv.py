@@ -85,3 +85,44 @@ def test_what_is_written_is_read_back(folder):
     write_rows(folder / "videos.csv", COLUMNS, rows)
     assert read_metadata(folder, folder / "videos.csv", "", "") == [VideoRow(*row) for row in rows]
     assert [p.name for p in folder.glob(".*")] == []
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters_headers_in_any_case_spaces_and_rates(folder, delimiter):
+    lines = ["Path,LENGTH, Motion_Bucket_ID ,FPS,note", "a.mp4,10, 127 ,29.97,x", " sub/c.mp4 ,20,0,,", "a.mp4,9,1, ,"]
+    text = "\n".join(lines).replace(",", delimiter)
+    rows = [VideoRow("a.mp4", 10, 127.0, fps=29.97), VideoRow("sub/c.mp4", 20, 0.0), VideoRow("a.mp4", 9, 1.0)]
+    assert read(folder, text) == rows
+
+
+def test_what_spreadsheets_write(folder):
+    text = 'sep=;\r\npath;length;motion_bucket_id;fps\r\n"b, with comma.mp4";7;63,5;12,5\r\n'
+    assert read(folder, text, "utf-8-sig") == [VideoRow("b, with comma.mp4", 7, 63.5, fps=12.5)]
+    assert read(folder, 'path, length, motion_bucket_id\n "b, with comma.mp4", 7, 3\n')[0].path == "b, with comma.mp4"
+
+
+@pytest.mark.parametrize(
+    "name", [" lead.mp4", "trail.mp4 ", "\ttab.mp4", "new\nline.mp4", 'quo"te.mp4', "semi;colon.mp4", "ü—.mp4"]
+)
+def test_odd_names_are_read_back(folder, name):
+    (folder / name).touch()
+    write_rows(folder / "videos.csv", COLUMNS, [(name, 12, 200), ("a.mp4", 3, 0)])
+    rows = read_metadata(folder, folder / "videos.csv", "", "")
+    assert [row.path for row in rows] == [name, "a.mp4"]
+    if "\n" not in name and '"' not in name and "\t" not in name:  # as other programs write it, unquoted
+        assert read(folder, f"path,length,motion_bucket_id\n{name},12,200\n")[0].path == name
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("path,length\na.mp4,3\n", ["no column motion_bucket_id", "score_motion.py --videos="]),
+        ("path,length,motion_bucket_id,Length\na.mp4,3,4,5\n", ["two columns have one name"]),
+        ("path,length,motion_bucket_id,fps\na.mp4,3,4,fast\n", ["row 2", "fps is 'fast', which is no number"]),
+        ("path,length,motion_bucket_id,fps\na.mp4,3,4,0\n", ["row 2", "fps is 0"]),
+        (f"path,length,motion_bucket_id\n{'x' * 300}.mp4,3,4\n", ["row 2", "no file xxx"]),
+        ("path,length,motion_bucket_id\na\0.mp4,3,4\n", ["row 2"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_remedy(folder, text, parts):
+    refused(folder, text, *parts)

@@ -6,6 +6,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from data.video_container import VideoContainer
 from data.video_reader import VideoError, VideoReader
 from tests.data.synthetic_videos import frame_number, remux, write_cut_off, write_numbered
 
@@ -140,8 +141,8 @@ def test_non_square_pixels_become_square(folder, plain):
 def test_a_clip_late_in_the_file_is_not_decoded_from_its_start(folder, monkeypatch):
     path = write_numbered(folder / "long.mp4", 200)
     decoded = []
-    original = VideoReader._frames
-    monkeypatch.setattr(VideoReader, "_frames", lambda self, packet: decoded.append(packet) or original(self, packet))
+    frames = VideoContainer._frames
+    monkeypatch.setattr(VideoContainer, "_frames", lambda self, packet: decoded.append(packet) or frames(self, packet))
     with VideoReader(path) as reader:
         decoded.clear()
         assert frame_number(reader.read_clip(190, 1)[0]) == 190

@@ -108,8 +108,7 @@ def test_the_exit_code_is_2_with_one_line(place, tmp_path):
     assert process.returncode == 2 and not out
     *log, line = error.splitlines()
     assert line.startswith("error: --train.dataset.init_args.frames: no usable row") and len(log) <= 1
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "train.log"]
-    assert (tmp_path / "run/train.log").read_text().splitlines()[-1].endswith(line)
+    assert not (tmp_path / "run").exists()  # a refused run leaves nothing
 
 
 def test_msrun_without_the_flag_is_refused(place, tmp_path):

@@ -1,5 +1,6 @@
 """How commands end: signals, readers that go away, full and closed outputs."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from gm.errors import LineFormatter
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = """
@@ -64,3 +67,29 @@ def test_work_is_done_whoever_reads(tmp_path, output, code):
     assert (result.returncode, sorted(os.listdir(tmp_path))) == (code, ["file", "folder"])
     expected = "error: the standard output cannot be written: No space left on device; all files are written\n"
     assert result.stderr == (expected if code else "")
+
+
+NOISY = """
+import os, subprocess, sys
+from gm.errors import run_command
+
+def main(argv):
+    os.write(1, b"a library's line\\n")
+    subprocess.run(["echo", "a compiler's line"])
+    sys.stdout.write("result \\udcff\\n")
+
+run_command(main)
+"""
+
+
+def test_the_standard_output_holds_results_alone():
+    result = subprocess.run([sys.executable, "-c", NOISY], cwd=PROJECT, capture_output=True)
+    assert result.stdout == b"result \xff\n" and result.returncode == 0
+    assert result.stderr == b"a library's line\na compiler's line\n"
+
+
+def test_a_name_cannot_forge_a_line_of_the_log(capsys):
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(message)s"))
+    handler.handle(logging.makeLogRecord({"msg": "left out %s", "args": ("a\nerror: b\x1b[2J\u202e\udcff.mp4",)}))
+    assert capsys.readouterr().err == "left out a\\nerror: b\\x1b[2J\\u202e\\udcff.mp4\n"

@@ -12,12 +12,14 @@ from gm.errors import UserError
 from gm.files import (
     atomic_dir,
     atomic_file,
+    cleared_if_refused,
     make_output_dir,
     open_input,
     open_private,
     read_text,
     remove_leftovers,
     reserved,
+    size,
 )
 
 PROJECT = Path(__file__).parents[2]
@@ -137,3 +139,29 @@ def test_a_name_is_kept_for_one_process(tmp_path):
     with reserved(names) as again:
         assert again == names[1]
     assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.parametrize(("num_bytes", "text"), [(0, "0 bytes"), (4096, "4.10 kB"), (2e9, "2.00 GB")])
+def test_sizes_have_the_unit_that_shows_them(num_bytes, text):
+    assert size(num_bytes) == text
+
+
+def test_a_refused_run_leaves_nothing(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(UserError), cleared_if_refused(folder, ["log"]):
+        make_output_dir(folder, "--out")
+        (folder / "log").touch()
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (folder / "log").touch()
+    with pytest.raises(UserError), cleared_if_refused(folder, ["log", ".lock"]):
+        (folder / ".lock").touch()
+        (folder / "another's").touch()
+        raise UserError("refused")
+    assert sorted(path.name for path in folder.iterdir()) == ["another's", "log"]
+    with pytest.raises(UserError), cleared_if_refused(tmp_path / "c") as begin:
+        (tmp_path / "c").mkdir()
+        begin()
+        raise UserError("failed later")
+    assert (tmp_path / "c").is_dir()

@@ -111,7 +111,7 @@ def test_a_second_run_scores_only_what_is_new(folder, run, monkeypatch, tmp_path
     first, _ = run()
     examined = []
     examine = score_motion.examine
-    monkeypatch.setattr(score_motion, "examine", lambda path: examined.append(path.name) or examine(path))
+    monkeypatch.setattr(score_motion, "examine", lambda path, fps: examined.append(path.name) or examine(path))
     again, _ = run("--drop_static=0.25")
     assert examined == [] and again == [row for row in first if row["path"] != "still.mp4"]
     extra = write_video(folder / "extra.mp4", pan(12, HEIGHT, 160, 1.0), fps=Fraction(FPS))

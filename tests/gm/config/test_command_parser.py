@@ -5,6 +5,7 @@ import pytest
 
 from gm.config.command_parser import CommandParser, explain_usage_error
 from gm.errors import UserError
+from gm.files import FilePath
 
 
 class Engine:
@@ -126,3 +127,34 @@ def test_help_explains_the_class_arguments(parser, capsys):
 
 def test_messages_of_an_unknown_kind_are_put_on_one_line():
     assert explain_usage_error("something\n   else", {}) == "something else"
+
+
+def test_a_tilde_is_the_home_folder_in_flags_and_yaml(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = CommandParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--image", type=FilePath)
+    parser.add_argument("--lora", type=Optional[FilePath], default=None)
+    parser.add_argument("--word", type=str, default="~")
+    flags = parser.parse_args(["--image=~/a.jpg", "--lora", "~/b", "--word=~/c"])
+    assert (flags.image, flags.lora, flags.word) == (f"{tmp_path}/a.jpg", f"{tmp_path}/b", "~/c")
+    (tmp_path / "flags.yaml").write_text("image: ~/a.jpg\nlora: ~/b c\n")
+    flags = parser.parse_args(["--config=~/flags.yaml"])
+    assert (flags.image, flags.lora) == (f"{tmp_path}/a.jpg", f"{tmp_path}/b c")
+    for name in ("a: b.jpg", "[1].jpg", "2024", "x~/y", "~~", " ~/x", "it's"):  # names are names
+        assert parser.parse_args([f"--image={name}", f"--lora={name}"]).lora == name
+
+
+def test_every_path_flag_is_one():
+    """Whatever the commands take as a file or folder, by the names of the flags."""
+    import image_to_video
+    import train
+    from svd_tools import convert, convert_lora, evaluate, merge_lora, score_motion
+
+    tools = (convert, convert_lora, merge_lora, score_motion)
+    parsers = [image_to_video.build_parser(), train.build_parser(), evaluate.build_parser()]
+    ends = re.compile(r"(dir|folder|config|checkpoint|images?|lora|pretrained|resume|metadata|videos|output|out|base)$")
+    for parser in parsers + [tool._parser() for tool in tools]:
+        for name, annotation in parser._types().items():
+            if ends.search(name) and name != "config":
+                assert "'path'" in str(annotation), (parser.prog, name, annotation)
