@@ -20,6 +20,8 @@ from gm.config.values import flags_below
 from gm.errors import UserError, run_command, start_log
 from gm.files import FilePath, cleared_if_refused, in_a_file, make_output_dir, require_free_space
 from gm.options import Seed
+from gm.pipeline import chosen_lora
+from gm.weights.checkpoint import open_checkpoint
 from gm.weights.model_kind import choose_files, portable
 from modules.options import VideoOptions, choose_sampler
 
@@ -132,6 +134,9 @@ def check_video_flags(flags: Namespace) -> None:
         require_ffmpeg("--output_format=mp4")
     given = flags.SVD
     given.config, given.checkpoint = choose_files(given.config, given.checkpoint, DEFAULT_MODEL, FLAG, given.num_frames)
+    if given.lora is not None:
+        with open_checkpoint(given.checkpoint) as source:
+            chosen_lora(given, {name: info.shape for name, info in source.info.items()}, FLAG).check(source.info)
     sampler = model_config(given.config)["model"].get("params", {}).get("sampler_config")
     if sampler is not None:
         sampler = instantiate(sampler, f"{FLAG}config: {given.config}: ")

@@ -24,9 +24,12 @@ class WeightOptions(Options):
     """How the weights are loaded and computed with."""
 
     lora: Optional[FilePath] = None
-    """a LoRA file of train.py's, merged into the UNet while it is loaded"""
+    """a LoRA, merged into the weights while they are loaded: a file of this toolkit's, ComfyUI's, kohya's, PEFT's or
+    diffusers', or a folder of PEFT's"""
     lora_scale: LoRAScale = 1.0
     """how strongly the LoRA acts; 1 as it was trained, 0 not at all"""
+    lora_alpha: Optional[Annotated[float, Range(1e-6, 1e6)]] = None
+    """alpha of a LoRA whose file does not keep it; by default its rank"""
     checkpoint_sha256: Optional[str] = None
     """the hash that the weights' file has to have, in hexadecimal; what a video's or a picture's settings say of it"""
     amp_level: Literal["auto", "O0", "O2"] = "auto"
@@ -48,8 +51,9 @@ class WeightOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora is None and self.lora_scale != 1:
-            raise OptionError(f"lora_scale: {self.lora_scale:g} cannot be used without a LoRA; name one as `lora`")
+        for name, value, unset in (("lora_scale", self.lora_scale, 1), ("lora_alpha", self.lora_alpha, None)):
+            if self.lora is None and value != unset:
+                raise OptionError(f"{name}: {value:g} cannot be used without a LoRA; name one as `lora`")
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """What the pipelines of pictures and of videos have in common: their weights, and results that have to be finite."""
 
+import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from gm.options import WeightOptions
 from gm.sampling.guidance import EVERY_SIGMA
 from gm.sampling.samplers import SAMPLERS
 from gm.weights.checkpoint import file_sha256
+from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.model_kind import in_project, portable
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.model import DiffusionEngine
@@ -28,10 +32,11 @@ def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOpt
         UserError: no such file, or one that does not fit.
     """
     from gm.networks.precision import amp_dtype
-    from gm.weights.lora_file import MergedSource, read_lora
 
     if options.lora is not None:
-        lora = read_lora(in_project(options.lora), engine.parameter_shapes())
+        lora = chosen_lora(options, engine.parameter_shapes(), flag)
+        if lora.note:
+            logger.warning("%slora: %s: %s", flag, lora.path, lora.note)
         overlay = partial(MergedSource, lora=lora, scale=options.lora_scale)
         engine.network.overlay = engine.conditioner.overlay = overlay
     if not checkpoint.exists():
@@ -43,6 +48,18 @@ def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOpt
         )
     engine.attach(checkpoint, amp_dtype(options.amp_level), options.offload)
     engine.load()
+
+
+def chosen_lora(options: WeightOptions, shapes: Mapping[str, Tuple[int, ...]], flag: str) -> LoRA:
+    """The LoRA that options name, for a network or a checkpoint of these names and shapes.
+
+    Raises:
+        UserError: it cannot be read, or has layers that are not among the names.
+    """
+    try:
+        return read_lora(in_project(options.lora), shapes, options.lora_alpha)
+    except UserError as error:
+        raise UserError(f"{flag}lora: {error}") from error
 
 
 def common_settings(pipeline: Any) -> Dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from modules.video_model import VideoDiffusionEngine
 
 FLAG = "--SVD."
-LOADED_WITH = ("lora", "lora_scale", "checkpoint_sha256", "amp_level", "offload")
+LOADED_WITH = ("lora", "lora_scale", "lora_alpha", "checkpoint_sha256", "amp_level", "offload")
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     out = new_file(args.out, [SUFFIX])
     wanted = expected_parameters(args.config)
     try:
-        _, layers, metadata = read_lora(args.lora, wanted)
+        _, layers, metadata, note = read_lora(args.lora, wanted, args.alpha)
     except UserError as error:
         raise UserError(f"--lora: {error}") from error
     make_output_dir(out.parent, "--out")
@@ -47,7 +47,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     else:
         write_lora(out, layers, metadata)
     ranks = sorted({layer.rank for layer in layers.values()})
-    sys.stdout.write(f"wrote {out}: {len(layers)} layers of rank {', '.join(map(str, ranks))}\n")
+    also = f"; {note}" if note else ""
+    sys.stdout.write(f"wrote {out}: {len(layers)} layers of rank {', '.join(map(str, ranks))}{also}\n")
 
 
 def diffusers_tensors(
@@ -73,7 +74,8 @@ def diffusers_tensors(
 def _parser() -> CommandParser:
     parser = CommandParser(prog="convert_lora.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--lora", type=FilePath, required=True, help="the LoRA, safetensors")
+    add("--lora", type=FilePath, required=True, help="the LoRA, safetensors, or a folder of PEFT's")
+    add("--alpha", default=None, type=Optional[float], help="of a LoRA whose file keeps none; by default the rank")
     add("--out", type=FilePath, required=True, help="the file to write, safetensors")
     add("--to", default=TOOLKIT, choices=[TOOLKIT, DIFFUSERS], help="toolkit: this toolkit's and ComfyUI's names")
     add("--config", type=FilePath, default=str(DEFAULT_CONFIG), help="YAML of the network")

@@ -16,6 +16,7 @@ from gm.errors import UserError
 from gm.files import PathLike
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.lora_layouts import DOWN, SCALE, UP, Layer, known_layers, parse_name, stacked, weight_of
+from gm.weights.lora_scaling import read_scaling, weights_file
 from gm.weights.names import in_a_file
 from gm.weights.safetensors_file import save_safetensors
 from gm.weights.tensor_source import TensorInfo, TensorSource
@@ -50,6 +51,7 @@ class LoRA(NamedTuple):
     path: Path
     layers: Dict[str, LowRank]  # by the published name of the layer, without `.weight`
     metadata: Mapping[str, str]
+    note: str = ""  # on an alpha that is not among the tensors
 
     def check(self, info: Mapping[str, TensorInfo]) -> None:
         """Holds the LoRA against a checkpoint's tensors.
@@ -119,16 +121,20 @@ def write_lora(path: PathLike, layers: Mapping[str, LowRank], metadata: Mapping[
     save_safetensors(path, tensors, {**common, **metadata})
 
 
-def read_lora(path: PathLike, wanted: Optional[Mapping[str, Tuple[int, ...]]] = None) -> LoRA:
-    """Reads a LoRA file of any known layout.
+def read_lora(
+    path: PathLike, wanted: Optional[Mapping[str, Tuple[int, ...]]] = None, alpha: Optional[float] = None
+) -> LoRA:
+    """Reads a LoRA file of any known layout, or a folder of PEFT's.
 
     Args:
         wanted: the network's parameters, published name → shape; without them only this toolkit's layout is understood.
+        alpha: of all layers, for a file that keeps it nowhere; by default the rank.
 
     Raises:
         UserError: the file cannot be read, holds no LoRA or other tensors too, or layers that the network lacks.
     """
-    known = known_layers(wanted or {})
+    path = weights_file(Path(path))
+    known, assumed = known_layers(wanted or {}), []
     parts: Dict[Layer, Dict[str, np.ndarray]] = {}
     with open_checkpoint(path) as source:
         entries = {name: parse_name(name) for name in source.info}
@@ -137,15 +143,21 @@ def read_lora(path: PathLike, wanted: Optional[Mapping[str, Tuple[int, ...]]] = 
         _refuse(path, [name for name, entry in entries.items() if entry is None], "tensors that are no LoRA's")
         layers = {e.layer: known.get(e.layer) or _own_layer(e.layer) for e in entries.values()}
         _refuse(path, [name for name, layer in layers.items() if layer is None], "layers that the network lacks")
+        scaling = read_scaling(path, source.metadata, alpha)
         for name, entry in entries.items():
             parts.setdefault(layers[entry.layer], {})[entry.part] = np.array(source.read(name))
+        for name, layer in layers.items():
+            if SCALE not in parts[layer] and DOWN in parts[layer]:
+                parts[layer][SCALE] = np.array(scaling.alpha(name, len(parts[layer][DOWN])))
+                assumed.append(float(parts[layer][SCALE]))
         half = [layer.name for layer, have in parts.items() if not {DOWN, UP} <= set(have)]
         _refuse(path, half, "layers without an A or a B")
         branches: Dict[str, Dict[Layer, LowRank]] = {}
         for layer, have in parts.items():
             branch = low_rank(have[DOWN], have[UP], have.get(SCALE), f"{path}: {layer.name}")
             branches.setdefault(layer.name, {})[layer] = branch
-        return LoRA(Path(path), {name: _joined(own) for name, own in branches.items()}, source.metadata)
+        joined = {name: _joined(own) for name, own in branches.items()}
+        return LoRA(path, joined, source.metadata, scaling.note(assumed))
 
 
 def _own_layer(name: str) -> Optional[Layer]:

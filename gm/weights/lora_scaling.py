@@ -5,11 +5,10 @@ all layers (`lora_alpha`), others for some (`alpha_pattern`), and whether a bran
 (`use_rslora`, Kalajdzievski 2023). Plain files keep it nowhere.
 """
 
-import logging
 import re
 from math import sqrt
 from pathlib import Path
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from gm.errors import UserError
 from gm.files import parse_json, read_text, reason
@@ -19,14 +18,12 @@ ENTRY = "lora_adapter_metadata"  # diffusers' text entry: a JSON object, "unet.l
 COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.", "")
 PREFIX = re.compile(r"^(unet\.|text_encoder(_2)?\.)?(base_model\.model\.)?")
 
-logger = logging.getLogger(__name__)
-
 
 class Scaling(NamedTuple):
     """What a file says of all its layers, or what takes the place of that.
 
     Attributes:
-        options: PEFT's, by component ("unet." and so on, "" for a file of one) .
+        options: PEFT's, by component ("unet." and so on, "" for a file of one).
         source: where they are from, in words.
     """
 
@@ -48,6 +45,15 @@ class Scaling(NamedTuple):
             return float(alpha) * (sqrt(rank) if options.get("use_rslora") else 1)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.source} has the alpha {alpha!r} for {layer}, which is no number") from error
+
+    def note(self, alphas: Sequence[float]) -> str:
+        """What alpha those layers got that have none among the tensors, in words; "" if all have."""
+        if not alphas:
+            return ""
+        low, high = min(alphas), max(alphas)
+        shown = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        doubt = "" if self.options else "; the file keeps none: give alpha if it was trained with another"
+        return f"alpha is {shown}, from {self.source}{doubt}"
 
 
 def read_scaling(path: Path, metadata: Mapping[str, str], alpha: Optional[float]) -> Scaling:
@@ -79,16 +85,6 @@ def read_scaling(path: Path, metadata: Mapping[str, str], alpha: Optional[float]
 def weights_file(path: Path) -> Path:
     """The file with a LoRA's tensors: itself, or the one in a folder of PEFT's."""
     return path / WEIGHTS if path.is_dir() else path
-
-
-def say(path: Path, scaling: Scaling, alphas: Dict[str, float]) -> None:
-    """Tells what alpha the layers got that have none among the tensors; nothing where all have."""
-    if not alphas:
-        return
-    values = sorted(set(alphas.values()))
-    shown = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
-    doubt = "" if scaling.options else "; the file keeps none: give the one of its training if it is another"
-    logger.warning("%s: alpha is %s, from %s%s", path, shown, scaling.source, doubt)
 
 
 def _matches(key: str, layer: str) -> bool:
