@@ -144,7 +144,11 @@ def find_model(source: TensorSource, flags: str = "--SVD.", num_frames: Optional
 
 
 def choose_files(
-    config: Optional[str], checkpoint: Optional[str], default: str, flags: str, num_frames: Optional[int] = None
+    config: Optional[PathLike],
+    checkpoint: Optional[PathLike],
+    default: str,
+    flags: str,
+    num_frames: Optional[int] = None,
 ) -> Tuple[Path, Path]:
     """The two files of a model where one of them, both or none is named: YAML file and weights, which fit each other.
 
@@ -158,13 +162,12 @@ def choose_files(
         UserError: a file is missing or cannot be read, no model is found, or the files do not fit.
     """
     if checkpoint is None:
-        path = CONFIGS / f"{default}.yaml" if config is None else in_project(config)
-        names = [entry["file"] for entry in model_config(path, flag=f"{flags}config").get("weights", [])]
-        weights = next((BUNDLED / name for name in names if (BUNDLED / name).exists()), None)
-        if weights is None:
+        config = config or CONFIGS / f"{default}.yaml"
+        names = [entry["file"] for entry in model_config(in_project(config), flag=f"{flags}config").get("weights", [])]
+        checkpoint = next((BUNDLED / name for name in names if (BUNDLED / name).exists()), None)
+        if checkpoint is None:
             needed = " or ".join(names) or "the weights that it was written for"
-            raise UserError(f"{flags}checkpoint: {path} needs {needed}: name that file (README, Weights)")
-        return path, weights
+            raise UserError(f"{flags}checkpoint: {config} needs {needed}: name that file (README, Weights)")
     weights = in_project(checkpoint)
     if not weights.exists():
         raise UserError(f"{flags}checkpoint: there is no file {weights}; name the weights (README, Weights)")
