@@ -41,10 +41,11 @@ def measure(args: argparse.Namespace, start: float) -> None:
 def prepare_ours(args: argparse.Namespace) -> Callable[[], None]:
     """As `image_to_video.py` does it."""
     from gm.backend.runtime import setup_runtime
-    from image_to_video import animate, build_parser, build_pipeline
+    from image_to_video import animate, build_parser, build_pipeline, check_video_flags
 
     flags = [f"--image={args.image}", f"--output_dir={args.folder}", f"--SVD.checkpoint={args.checkpoint}"]
     flags = build_parser().parse_args([*flags, f"--SVD.sampling_steps={args.sampling_steps}", f"--SVD.fps={FPS}"])
+    check_video_flags(flags)
     runtime = setup_runtime(None, flags.device_target)
     pipeline = build_pipeline(flags)
     return lambda: animate(pipeline, args.image, flags, runtime)
