@@ -2,12 +2,13 @@
 
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import BinaryIO, Iterator, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
@@ -28,6 +29,8 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")  # what the picture depends on
 MAX_PROFILE_BYTES = 1 << 24
+MAX_HEAD_BYTES = 1 << 16  # of an AVIF or HEIC file, in which its properties lie
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ISO/IEC 23091-2
 SAME_COLOUR = 2  # levels, of 255, by which an sRGB profile's colours may differ from sRGB's
 EXIF_ORIENTATION = 0x0112
 TURNS = {  # EXIF orientation -> how the stored image becomes upright
@@ -102,15 +105,16 @@ def open_image(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
     """
     Image.init()
     TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader refuses uncompressed YCbCr
-    head, profile = file.read(12), None
+    head, info = file.read(MAX_HEAD_BYTES), {}
     if head.startswith(PNG_SIGNATURE):
-        file, profile = _picture_chunks(file)
-    elif _is_heic(head):
-        _register_heif()
+        file, info = _picture_chunks(file)
+    elif head[4:8] == b"ftyp":
+        info = {"transfer": _shared_transfer(head)}
+        if _is_heic(head):
+            _register_heif()
     file.seek(0)
     image = Image.open(file, formats=[name for name in formats if name in Image.OPEN])
-    if profile:
-        image.info["icc_profile"] = profile
+    image.info.update(info)
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     if image.format == "WEBP" and image.is_animated:  # transparent is, too, what none of its opaque frames covers
@@ -169,14 +173,15 @@ def _register_heif() -> None:
         pillow_heif.register_heif_opener()
 
 
-def _picture_chunks(file: BinaryIO) -> Tuple[BinaryIO, Optional[bytes]]:
+def _picture_chunks(file: BinaryIO) -> Tuple[BinaryIO, Dict[str, Any]]:
     """A PNG file without metadata: text and the like may be damaged or of any size.
 
     Returns:
-        the file with the chunks that the picture depends on, and its ICC profile, None without a sound one.
+        the file with the chunks that the picture depends on, and what else is known of its colours: a sound ICC profile
+        (icc_profile), the code of its transfer function (transfer).
     """
     file.seek(len(PNG_SIGNATURE))
-    chunks, profile = [PNG_SIGNATURE], None
+    chunks, info = [PNG_SIGNATURE], {}
     while len(head := file.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         content = file.read(size + 4)
@@ -186,8 +191,20 @@ def _picture_chunks(file: BinaryIO) -> Tuple[BinaryIO, Optional[bytes]]:
             chunks += head, content[:size], struct.pack(">I", zlib.crc32(kind + content[:size]))
         elif kind == b"iCCP":
             with suppress(zlib.error):  # name, 0, compression method, compressed profile
-                profile = zlib.decompressobj().decompress(content.partition(b"\0")[2][1:-4], MAX_PROFILE_BYTES)
-    return io.BytesIO(b"".join(chunks)), profile
+                packed = content.partition(b"\0")[2][1:-4]
+                info["icc_profile"] = zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES)
+        elif kind == b"cICP":
+            info["transfer"] = content[1]
+    return io.BytesIO(b"".join(chunks)), info
+
+
+def _shared_transfer(head: bytes) -> Optional[int]:
+    """The code of the transfer function (ISO/IEC 23091-2) of all images in an AVIF or HEIC file, None if they differ.
+
+    An image with a gain map (`tmap`) has an SDR base, whatever the other ones are.
+    """
+    codes = set(re.findall(rb"colrnclx..\0(.)", head, re.DOTALL))
+    return codes.pop()[0] if len(codes) == 1 and b"tmap" not in head else None
 
 
 def _is_heic(head: bytes) -> bool:
@@ -196,7 +213,7 @@ def _is_heic(head: bytes) -> bool:
 
 def _not_an_image(path: PathLike) -> str:
     with open_input(path) as file:
-        head = file.read(12)
+        head = file.read(len(PNG_SIGNATURE) + 4)
     if not head:
         return "the file is empty"
     if _is_heic(head):
@@ -210,6 +227,11 @@ def _one_line(error: Exception) -> str:
 
 def to_rgb(image: Image.Image, path: PathLike, background: Tuple[int, int, int] = BACKGROUNDS["white"]) -> np.ndarray:
     """The present frame of an opened image file as :func:`read_image` gives it, (h, w, 3) uint8."""
+    if image.info.get("transfer") in HDR:
+        kind = HDR[image.info["transfer"]]
+        raise UserError(
+            f"cannot read the image {path}: it is HDR ({kind}) and would look pale; convert it to SDR (sRGB)"
+        )
     image.load()
     profile = image.info.get("icc_profile")
     transparency = image.info.get("transparency")

@@ -1,10 +1,12 @@
 import io
 import os
 import struct
+import subprocess
 import sys
 import zlib
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, ImageCms
@@ -442,3 +444,17 @@ def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"IMG_0001\.HEIC: it is HEIC, which needs `pip install pillow-heif`"):
         read_image(tmp_path / "IMG_0001.HEIC")
     image_reader._register_heif.cache_clear()
+
+
+@pytest.mark.parametrize(("transfer", "code", "name"), [("smpte2084", 16, "PQ"), ("arib-std-b67", 18, "HLG")])
+def test_hdr_is_refused_by_name(tmp_path, picture, transfer, code, name):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    png = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(png[:33] + png_chunk(b"cICP", bytes([9, code, 0, 1])) + png[33:])
+    tags = f"format=yuv420p10le,setparams=color_trc={transfer}:color_primaries=bt2020:colorspace=bt2020nc"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "color=red:s=64x48", "-vf", tags]
+    command += ["-frames:v", "1", "-c:v", "libaom-av1", "-still-picture", "1", str(tmp_path / "a.avif")]
+    subprocess.run(command, check=True)
+    for suffix in ("png", "avif"):
+        with pytest.raises(UserError, match=rf"a\.{suffix}: it is HDR \({name}\).*convert it to SDR"):
+            read_image(tmp_path / f"a.{suffix}")
