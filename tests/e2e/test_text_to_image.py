@@ -54,12 +54,14 @@ def test_pictures_of_a_file_s_prompts(run, checkpoint, tmp_path):
     ]  # fmt: skip
     assert paths[0].name.startswith("a_red_1_3_fox_") and paths[0].name.endswith("_seed7.png")
     made = settings[3]["SD"]
-    assert settings[3]["negative_prompt"] == "blurry" and made["checkpoint"] == checkpoint.name
+    assert settings[3]["negative_prompt"] == "blurry" and Path(made["checkpoint"]).name == checkpoint.name
     assert (made["cfg"], made["sampling_steps"], made["height"], made["width"]) == (4.0, 2, 64, 128)
     json.dumps(settings)
     pictures = [np.asarray(Image.open(path)) for path in paths]
     assert all(picture.shape == (64, 128, 3) and picture.std() > 5 for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == 4
+    (again,) = run(text_to_image, f"--config={paths[3]}")
+    assert again.read_bytes() == paths[3].read_bytes(), "a picture's settings make it again"
     pipeline = StableDiffusionPipeline(CONFIG, checkpoint, cfg=4.0, width=128, schedule="trailing", sampling_steps=2)
     again = pipeline(pipeline.encode("ein Füchslein", "blurry"), 8)
     assert np.array_equal(again, pictures[3])
