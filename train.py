@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Literal, Optional, Sequence
 
 from jsonargparse import Namespace
+from tqdm import tqdm
 
 from data.video_dataset import VideoDataset
 from gm.backend.memory import explain_out_of_memory, memory_limit
@@ -38,7 +39,7 @@ def build_parser() -> CommandParser:
     for prefix, group in options.groups().values():
         parser.add_options(group, prefix)
     parser.add_argument("--train.dataset.class_path", type=Literal[DATASET], default=DATASET, help="the only one")
-    parser.add_class_arguments(VideoDataset, "train.dataset.init_args", skip={"seed"})
+    parser.add_class_arguments(VideoDataset, "train.dataset.init_args", skip={"seed", "holdout", "held_out"})
     return parser
 
 
@@ -62,7 +63,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     flags = build_parser().parse_args(argv)
     chosen = read_options(flags)
-    start_log(line=LOG_FORMAT)
+    start_log(line=LOG_FORMAT, handler=BesideBars())
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.DEBUG if chosen.environment.debug else logging.INFO)
     with cleared_if_refused(chosen.run.output_dir, FIRST_FILES) as begin:
@@ -86,6 +87,14 @@ def train(flags: Namespace, chosen: options.TrainingOptions, folder: Path, begin
         trainer.run()
         if first:
             sys.stdout.write(f"{trainer.checkpoints.newest()}\n")
+
+
+class BesideBars(logging.StreamHandler):
+    """Writes lines to standard error above the progress bars that are drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ FPS = "fps"  # a column that may be there
 MIN_FPS, MAX_FPS = 1 / 30, 1000  # of any video
 DELIMITERS = ",;\t"
 QUOTING = (csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC)  # of a row; of one with spaces at the ends of a field
+SPLIT, SPLITS = "split", ("train", "validation")  # a column that may be there
 SCORE_COMMAND = "python svd_tools/score_motion.py"
 
 
@@ -32,6 +33,7 @@ class VideoRow(NamedTuple):
     motion_bucket_id: float  # 0..255
     motion: Optional[Motion] = None  # where the score of each part of the video is known
     fps: Optional[float] = None  # of the video, 1/s; None for what the file says
+    split: Optional[str] = None  # "train" or "validation", where the CSV file says
 
     def starts(self, span: int) -> List[range]:
         """The frames from which a clip can start whose last frame is `span` frames later, for each shot."""
@@ -104,8 +106,8 @@ def read_metadata(data_dir: PathLike, metadata: PathLike, dir_flag: str, metadat
         fps = _rate(fields[FPS], place) if fields.get(FPS) else None
         bucket, motion = _bucket(fields[BUCKET], place), motions.get(path)
         of_the_file = motion is not None and motion_bucket(motion.score() or 0.0) == bucket  # else someone changed it
-        length = _length(fields[LENGTH], place)
-        rows.append(VideoRow(path, length, bucket, motion if of_the_file else None, fps))
+        length, split = _length(fields[LENGTH], place), _split(fields.get(SPLIT, ""), place)
+        rows.append(VideoRow(path, length, bucket, motion if of_the_file else None, fps, split))
         unknown += fps is None and (Path(data_dir) / path).is_dir()
     if not rows:
         raise UserError(f"{metadata_flag}: {metadata} holds no video below its header; make one with {SCORE_COMMAND}")
@@ -179,6 +181,12 @@ def _rate(text: str, place: str) -> float:
     if not MIN_FPS <= value <= MAX_FPS:
         raise UserError(f"{place}: {FPS} is {text}; it lies in {MIN_FPS:.3f}..{MAX_FPS}")
     return value
+
+
+def _split(text: str, place: str) -> Optional[str]:
+    if text and text not in SPLITS:
+        raise UserError(f"{place}: {SPLIT} is {text!r}; it is {' or '.join(SPLITS)}, or empty")
+    return text or None
 
 
 def _number(text: str, column: str, place: str) -> float:

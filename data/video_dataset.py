@@ -70,6 +70,8 @@ class VideoDataset:
         max_broken_share: float = 0.1,
         fps: Optional[float] = None,
         motion_bucket_id: Optional[float] = None,
+        holdout: int = 0,
+        held_out: bool = False,
     ):
         """Reads and checks the CSV file; opens no video.
 
@@ -90,6 +92,9 @@ class VideoDataset:
                 forgiven in any case, unless the share is 0 or there is no other.
             fps: frames per second that every clip is said to have, instead of its own.
             motion_bucket_id: of every clip, 0..255, instead of what the CSV file and its journal say.
+            holdout: usable rows that are kept out, evenly spread; besides, in any case, those whose column `split` says
+                validation.
+            held_out: what was kept out is the data set.
 
         Raises:
             UserError: an argument out of its range, an unusable CSV row, or no video that is long enough.
@@ -111,7 +116,9 @@ class VideoDataset:
         self._shuffle_channels = shuffle_channels
         self._seed = seed
         rows = read_metadata(data_dir, metadata, f"{FLAG}data_dir", f"{FLAG}metadata")
-        self.rows: List[VideoRow] = _long_enough(rows, frames, step, metadata)
+        self.rows: List[VideoRow] = _part(_long_enough(rows, frames, step, metadata), holdout, held_out)
+        if not self.rows and not held_out:
+            raise UserError(f"{FLAG}metadata: no usable row of {metadata} is left for training; keep out fewer")
         self._max_broken = _max_broken(max_broken_share, len(self.rows))
         self._broken = multiprocessing.Array("b", len(self.rows))  # shared with worker processes forked from this one
         self._warned = multiprocessing.Array("b", len(WARNINGS))
@@ -239,6 +246,14 @@ def _long_enough(rows: List[VideoRow], frames: int, step: int, metadata: PathLik
             len(short), len(rows), needed, names,
         )  # fmt: skip
     return usable
+
+
+def _part(rows: List[VideoRow], holdout: int, held_out: bool) -> List[VideoRow]:
+    """The rows that are kept out for validation, or the others."""
+    free = [index for index, row in enumerate(rows) if row.split is None]
+    spread = np.linspace(0, len(free), min(holdout, len(free)), endpoint=False)
+    out = {free[int(place)] for place in spread}
+    return [row for index, row in enumerate(rows) if (row.split == "validation" or index in out) == held_out]
 
 
 def _max_broken(share: float, num_videos: int) -> int:

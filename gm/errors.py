@@ -33,9 +33,11 @@ class LineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def start_log(level: int = logging.WARNING, line: str = "%(message)s") -> None:
-    """Sends log messages from `level` on to the standard error, each as a `line`."""
-    handler = logging.StreamHandler()
+def start_log(
+    level: int = logging.WARNING, line: str = "%(message)s", handler: Optional[logging.Handler] = None
+) -> None:
+    """Sends log messages from `level` on, each as a `line`, to a handler, by default one to the standard error."""
+    handler = handler or logging.StreamHandler()
     handler.setFormatter(LineFormatter(line))
     logging.basicConfig(level=level, handlers=[handler])
 

@@ -16,7 +16,7 @@ from modules.video_guidance import GUIDERS
 from svd_tools import text_to_video
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")])
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md"), *PROJECT.glob("docs/*.md")])
 
 
 def table_flags(text):

@@ -5,10 +5,13 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, TextIO
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, Mapping, Optional, TextIO, Tuple
 
+import mindspore as ms
+import numpy as np
 import yaml
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -16,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from gm.backend.memory import is_out_of_memory
+from gm.backend.operators import GRAPH_MODE
 from gm.errors import UserError
 from gm.files import PathLike, atomic_file, open_private, read_text, reason
 
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from gm.training.trainer import Trainer
 
 CONFIG_NAME, METRICS_NAME = "config", "metrics.jsonl"
-LINE = "step {step} of {total}: loss {loss:.4f}, gradient {grad_norm:.3f}, lr {lr:.2e}, "
-LINE += "{samples_per_second:.3g} samples/s, {memory_gb:.2f} GB"
+VALIDATION_NAME = "validation.jsonl"
+LINE = "step {step} of {total}: loss {loss:.4f}, mean of the last {count} {mean:.4f}, gradient {grad_norm:.3f}, "
+LINE += "lr {lr:.2e}, {seconds:.2f} s a step, {left} left, {memory_gb:.2f} GB"
+WANDB_ID = "wandb_id.txt"
+MEAN_STEPS = 100  # over which a log line's mean loss and seconds a step are taken
 RGB_CHANNELS = 3
 RETRY_SECONDS = 60.0  # after a failure to write TensorBoard's files
 
@@ -46,12 +53,16 @@ class Callback:
         Args:
             step: optimizer steps done, from 1.
             metrics: `loss`; `loss_sigma/LOW-HIGH` for each σ bucket that had a clip; `lr`; `grad_norm` (before
-                clipping); `loss_scale`; `skipped_updates` (so far); `epoch` (a fraction); `samples_per_second`;
-                `memory_gb` (this process's peak).
+                clipping); `loss_scale`; `skipped_updates` (so far); `epoch` (a fraction); `step_seconds`;
+                `samples_per_second`; `memory_gb` (this process's peak).
         """
 
     def on_validation(self, step: int, trainer: "Trainer") -> None:
-        """Every `validate_every` steps; samples with `trainer.engine` inside `with trainer.averaged():`."""
+        """Before the first step and every `validate_every` steps; samples with `trainer.engine` inside
+        `with trainer.averaged():`, and hands figures to `trainer.report`."""
+
+    def on_report(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures of a validation."""
 
     def on_end(self, step: int) -> None:
         """After the last step, or when the run stops early."""
@@ -105,53 +116,84 @@ class ProgressLine(Callback):
 
 
 class LogLines(Callback):
-    """Logs every n-th step in one line.
+    """Logs every n-th step, and every validation, in one line; and that the first step takes long, where it does.
 
     Args:
         every: n.
     """
 
     def __init__(self, every: int) -> None:
-        self._every, self._total = every, 0
+        self._every, self._total, self._compiles = every, 0, False
+        self._recent: Deque[Tuple[float, float]] = deque(maxlen=MEAN_STEPS)  # loss, seconds
 
     def on_start(self, trainer: "Trainer") -> None:
         self._total = trainer.total_steps
+        self._compiles = ms.get_context("mode") == GRAPH_MODE and trainer.step < trainer.total_steps
         logger.info("training from step %d to %d in %s", trainer.step, trainer.total_steps, trainer.output_dir)
+        if self._compiles:
+            logger.info("compiling with the first step, about a minute for a small network and several for a large one")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._compiles:
+            logger.info("compiled: the first step took %.0f s", metrics["step_seconds"])
+            self._compiles = False
+            self._recent.append((metrics["loss"], math.nan))
+        else:
+            self._recent.append((metrics["loss"], metrics["step_seconds"]))
         if step % self._every == 0:
-            logger.info("%s", LINE.format(step=step, total=self._total, **metrics))
+            losses, seconds = np.array(self._recent).T
+            seconds = seconds[np.isfinite(seconds)]
+            pace = float(np.median(seconds)) if len(seconds) else metrics["step_seconds"]
+            mean = {"count": len(losses), "mean": float(np.nanmean(losses)), "seconds": pace}
+            left = tqdm.format_interval(pace * (self._total - step))
+            logger.info("%s", LINE.format(step=step, total=self._total, left=left, **mean, **metrics))
+
+    def on_report(self, step: int, values: Mapping[str, float]) -> None:
+        told = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {value:.4g}" for name, value in values.items())
+        logger.info("validation at step %d: %s", step, told)
 
     def on_end(self, step: int) -> None:
         logger.info("ended at step %d of %d", step, self._total)
 
 
 class MetricsFile(Callback):
-    """Appends every step's figures to `metrics.jsonl` in the run's folder: a JSON object a line, with its `step`.
+    """Appends every step's figures to `metrics.jsonl` in the run's folder, and every validation's to
+    `validation.jsonl`: a JSON object a line, with its `step`.
 
     A resumed run first removes the lines of steps after its checkpoint, which come again. A full disk loses lines, not
     the run.
     """
 
     def __init__(self) -> None:
-        self._file: Optional[TextIO] = None
+        self._folder = Path()
+        self._files: Dict[str, TextIO] = {}
 
     def on_start(self, trainer: "Trainer") -> None:
-        path = Path(trainer.output_dir) / METRICS_NAME
-        lines = read_text(path).splitlines(keepends=True) if path.exists() else []
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(line for line in lines if _step(line) <= trainer.step), encoding="utf-8")
-        self._file = open_private(path, encoding="utf-8")
+        self._folder = Path(trainer.output_dir)
+        for path in (self._folder / METRICS_NAME, self._folder / VALIDATION_NAME):
+            if path.exists():
+                lines = read_text(path).splitlines(keepends=True)
+                with atomic_file(path) as temporary:
+                    known = "".join(line for line in lines if _step(line) <= trainer.step)
+                    temporary.write_text(known, encoding="utf-8")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with keep_training(f"writing {METRICS_NAME}"):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+        self._append(METRICS_NAME, step, metrics)
+
+    def on_report(self, step: int, values: Mapping[str, float]) -> None:
+        self._append(VALIDATION_NAME, step, values)
 
     def on_end(self, step: int) -> None:
-        if self._file is not None:
-            self._file.close()
+        for file in self._files.values():
+            file.close()
+
+    def _append(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        with keep_training(f"writing {name}"):
+            if name not in self._files:
+                self._files[name] = open_private(self._folder / name, encoding="utf-8")
+            self._files[name].write(json.dumps({"step": step, **finite}) + "\n")
+            self._files[name].flush()
 
 
 def _step(line: str) -> float:
@@ -187,6 +229,9 @@ class TensorBoardLog(Callback):
         points = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 
+    def on_report(self, step: int, values: Mapping[str, float]) -> None:
+        self.on_step(step, values)
+
     def animation(self, step: int, name: str, gif: bytes, height: int, width: int) -> None:
         """An animated image, shown under Images; `gif` is the file's content."""
         image = Summary.Image(height=height, width=width, colorspace=RGB_CHANNELS, encoded_image_string=gif)
@@ -217,6 +262,52 @@ class TensorBoardLog(Callback):
                 logger.warning("cannot write TensorBoard's files in %s: %s; training goes on", self.folder, problem)
             self._failed, self._retry_at = True, event.wall_time + RETRY_SECONDS
             self.on_end(event.step)
+
+
+class WandbLog(Callback):
+    """Sends all metrics, and videos, to Weights & Biases, or keeps them on the disk (WANDB_MODE=offline). A resumed run
+    goes on under the same name.
+
+    Args:
+        project: where to.
+        config: plain dictionaries, lists, text and numbers.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("--train.wandb: wandb is not installed; pip install wandb") from error
+        self._wandb, self._options = wandb, {"project": project, "config": dict(config), "resume": "allow"}
+        self._run: Any = None
+
+    def on_start(self, trainer: "Trainer") -> None:
+        name = Path(trainer.output_dir) / WANDB_ID
+        if not name.exists():
+            with atomic_file(name) as temporary:
+                temporary.write_text(self._wandb.util.generate_id(), encoding="utf-8")
+        try:
+            self._run = self._wandb.init(id=read_text(name).strip(), dir=trainer.output_dir, **self._options)
+        except self._wandb.Error as error:
+            problem = " ".join(str(error).split())
+            raise UserError(f"--train.wandb: {problem}; WANDB_MODE=offline needs no network and no login") from error
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def on_report(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def video(self, step: int, name: str, path: Path) -> None:
+        """A video's file, mp4."""
+        self._run.log({name: self._wandb.Video(str(path), format="mp4")}, step=step)
+
+    def on_end(self, step: int) -> None:
+        if self._run is not None:
+            self._run.finish(quiet=True)
 
 
 class ConfigFile(Callback):

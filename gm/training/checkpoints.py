@@ -134,6 +134,23 @@ class CheckpointFolder:
                 logger.warning("cannot remove the old checkpoint %s: %s", path, error)
 
 
+    def give_up_oldest(self, problem: str) -> bool:
+        """Removes the oldest checkpoint of several to make room for the last one; False where there is at most one.
+
+        Args:
+            problem: why, for the log.
+        """
+        oldest = self.all()[:-1][:1]
+        for path in oldest:
+            try:
+                remove_dir(path)
+            except OSError as error:
+                logger.warning("cannot remove the old checkpoint %s: %s", path, error)
+                return False
+            logger.warning("gave up the old checkpoint %s for the last one: %s", path, problem)
+        return bool(oldest)
+
+
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], writer: WeightsWriter
 ) -> None:

@@ -142,9 +142,11 @@ class Trainer:
             callback.on_start(self)
         try:
             with StopSignal() as stop:
+                if self.step == 0:
+                    self._validate()
                 self._loop(stop)
             if self.step != self._saved_step:
-                self.save()
+                self.save(last=True)
         finally:
             for callback in self.callbacks:
                 callback.on_end(self.step)
@@ -169,14 +171,22 @@ class Trainer:
                 self.save()
             except UserError as error:
                 logger.error("no checkpoint at step %d: %s; training goes on", self.step, error)
+        self._validate()
+
+    def _validate(self) -> None:
         if self.plan.validate_every and self.step % self.plan.validate_every == 0:
             try:
                 for callback in self.callbacks:
                     callback.on_validation(self.step, self)
             except Exception:  # an error in what only watches costs no step; of several processes none can save alone
-                if self.communicator.world_size == 1 and self.step != self._saved_step:
+                if self.communicator.world_size == 1 and self.step not in (0, self._saved_step):
                     self.save()
                 raise
+
+    def report(self, values: Mapping[str, float]) -> None:
+        """Hands a validation's figures to all that watch."""
+        for callback in self.callbacks:
+            callback.on_report(self.step, values)
 
     def _inputs(self) -> Iterator[Inputs]:
         """What the network sees, from the present step on, without end."""
@@ -203,6 +213,7 @@ class Trainer:
             "loss_scale": self.train_step.loss_scale.value,
             "skipped_updates": float(self.skipped),
             "epoch": self.step * self.train_step.batches / self.batches.per_epoch,
+            "step_seconds": seconds,
             "samples_per_second": samples / seconds,
             "memory_gb": peak_memory_gb(),
         }
@@ -221,8 +232,11 @@ class Trainer:
                 "--train.scheduler.lr or --train.settings.clip_norm"
             )
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> None:
         """Writes a checkpoint of the present step; every process has to call it, rank 0 writes.
+
+        Args:
+            last: the run ends with it: where there is no room for it, older checkpoints make room, the oldest first.
 
         Raises:
             UserError: no room, or the folder cannot be written.
@@ -238,7 +252,13 @@ class Trainer:
                 "loss_scale": self.train_step.loss_scale.state(),
                 "identity": self.fingerprint,
             }
-            state.write_checkpoint(path, tensors, numbers, self.writer)
+            while True:
+                try:
+                    state.write_checkpoint(path, tensors, numbers, self.writer)
+                    break
+                except UserError as error:
+                    if not (last and self.checkpoints.give_up_oldest(str(error))):
+                        raise
             self.checkpoints.prune()
             logger.info("checkpoint %s", path)
         self._saved_step = self.step

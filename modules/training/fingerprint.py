@@ -13,7 +13,7 @@ from gm.weights.model_part import ModelPart
 from modules.training.options import TrainingOptions
 
 SAMPLES, SAMPLE_BYTES = 1024, 1 << 16  # of a weights file, for its fingerprint; up to 64 MiB it is read whole
-NOT_OF_CONTENT = ("data_dir", "metadata", "max_broken_share")  # of a data set, which may move
+NOT_OF_CONTENT = ("data_dir", "metadata", "max_broken_share", "holdout", "held_out")  # of a data set: the rows count
 # Fingerprints name classes as they were called when the first ones were made: the last alias of each.
 FORMER_NAMES = {name: alias for alias, name in TARGETS.items()}
 GROUPS = ("scheduler", "optimizer", "settings", "sigma", "cond_aug", "dropout", "autoencoder", "lora")
@@ -54,8 +54,11 @@ def run_fingerprint(
         "--train.dataloader.shuffle": options.dataloader.shuffle,
         "--train.dataloader.drop_remainder": options.dataloader.drop_remainder,
         "--train.temporal_only": options.run.temporal_only,
+        "--train.layers": options.run.layers,
     }
     groups = {f"train.{name}": asdict(getattr(options, name)) for name in GROUPS}
+    if options.lora.pretrained:
+        groups["train.lora"]["pretrained"] = file_fingerprint(options.lora.pretrained)
     groups["train.dataset.init_args"] = {k: v for k, v in options.dataset.items() if k not in NOT_OF_CONTENT}
     if amp == "O2":
         groups["LossScale"] = asdict(options.loss_scale)

@@ -1,9 +1,10 @@
 """The options of train.py, as in the reference toolkit's svd_train.yaml and beyond, each stated once."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from math import log
 from typing import Annotated, Any, Dict, List, Literal, Optional, Tuple, Type
 
-from gm.config.values import OptionError, Options, Range, expect
+from gm.config.values import OptionError, Options, Range, expect, flags_below
 from gm.errors import UserError
 from gm.files import FilePath
 from gm.options import Seed, Size
@@ -16,6 +17,10 @@ Deviation = Annotated[float, Range(0, 50)]
 Weight = Annotated[float, Range(0, 1e6)]  # of a part of a loss
 Positive = Annotated[float, Range(1e-30, 1e6)]
 BelowOne = Annotated[float, Range(0, 1 - 1e-12)]
+# Learning rates where --train.scheduler.lr is left out. A LoRA starts at zero and is the sum of few directions, so it
+# takes ten times the rate of the layers themselves, which already know a lot (diffusers' and kohya's scripts: 1e-4 for
+# a LoRA); SVD's temporal layers alone take what its public finetuning scripts use, 1e-5, and the whole network half.
+LORA_LR, TEMPORAL_LR, WHOLE_LR = 1e-4, 1e-5, 5e-6
 DATASET = {"frames": Frames, "step": Annotated[int, Range(1, 10**6)], "height": Size, "width": Size}
 
 
@@ -55,6 +60,9 @@ class RunOptions(Options):
     """updates after which to stop even if epochs are left"""
     temporal_only: bool = True
     """train the temporal layers only; False trains the whole network of the stage"""
+    layers: Optional[str] = None
+    """a regular expression searched for in the names of the network's parameters, such as `output_blocks`: of those
+    that would be trained, these are"""
     pretrained: Optional[FilePath] = None
     """the weights to start from: svd*.safetensors, the reference toolkit's .ckpt, or a file that this program wrote;
     empty starts from random weights"""
@@ -79,6 +87,9 @@ class RunOptions(Options):
     """frames that the autoencoder encodes together"""
     log_every: Count = 10
     """steps between two lines in the log"""
+    wandb: Optional[str] = None
+    """project of Weights & Biases that the curves and validation videos go to as well; WANDB_MODE=offline keeps them on
+    the disk; needs `pip install wandb`"""
     sink_size: Literal[-1] = -1
     """the reference toolkit's; -1 only"""
 
@@ -103,8 +114,8 @@ class SchedulerOptions(Options):
 
     name: Literal["constant", "cosine_decay", "polynomial_decay"] = "constant"
     """constant, or falling from lr to end_lr by cosine_decay or polynomial_decay"""
-    lr: Positive = 1e-5
-    """the highest"""
+    lr: Optional[Positive] = None
+    """the highest; by default 1e-4 for a LoRA, 1e-5 for the temporal layers, 5e-6 for the whole network"""
     end_lr: Annotated[float, Range(0, 1e6)] = 1e-7
     """the last one of the two that fall, at most lr"""
     warmup_steps: CountOrNone = 0
@@ -114,7 +125,7 @@ class SchedulerOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.end_lr > self.lr:
+        if self.name != "constant" and self.lr is not None and self.end_lr > self.lr:
             raise OptionError(f"end_lr: {self.end_lr:g} cannot be used; expected at most lr, {self.lr:g}")
 
 
@@ -164,6 +175,12 @@ class CondAugOptions(Options):
     """of the logarithm"""
     std: Deviation = 0.5
     """the standard deviation of the logarithm"""
+    strength: Optional[Annotated[float, Range(1e-6, 100)]] = None
+    """of every clip instead, the same, such as the 0.02 that videos are made with by default"""
+
+    def distribution(self) -> Tuple[float, float]:
+        """Mean and standard deviation of ln cond_aug."""
+        return (self.mean, self.std) if self.strength is None else (log(self.strength), 0.0)
 
 
 @dataclass
@@ -207,6 +224,8 @@ class LoRAOptions(Options):
     """the branch counts alpha / rank; by default once"""
     targets: str = "temporal"
     """temporal, spatial, all (attention layers), or a regular expression for names of linear layers"""
+    pretrained: Optional[FilePath] = None
+    """a LoRA file to start from, of the same rank, alpha and layers"""
 
 
 @dataclass
@@ -223,20 +242,27 @@ class LatentCacheOptions(Options):
 
 @dataclass
 class ValidationOptions(ClipOptions):
-    """Videos sampled while training, always from the same images and seeds."""
+    """What is measured and shown while training, always with the same clips, images, noise and seeds."""
 
     every: CountOrNone = 0
-    """steps between; 0 for none"""
+    """steps between, the first time before the first step; 0 for none"""
+    holdout: CountOrNone = 0
+    """videos kept out of training for it, evenly spread over the CSV file; those whose column `split` says validation
+    are in any case; without any, training clips take their place"""
+    clips: Annotated[int, Range(0, 1024)] = 4
+    """of these videos, how many clips' loss is measured at fixed noise levels, and how many are animated from their
+    first frame beside the clip itself, with their own frame rate and motion"""
     images: Optional[FilePath] = None
-    """an image, or a folder of them"""
+    """an image, or a folder of them, to animate besides, with the values below"""
     seeds: List[Seed] = field(default_factory=lambda: [42])
-    """of the noise; each image is animated with each"""
+    """of the noise; each image is animated with each, clips with the first"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bool(self.every) != bool(self.images):
-            given, lacking = ("every", "images") if self.every else ("images", "every")
-            raise OptionError(f"{given} needs --train.validation.{lacking}")
+        if self.images and not self.every:
+            raise OptionError("images needs --train.validation.every")
+        if not self.seeds:
+            raise OptionError("seeds: an empty list cannot be used; give one, such as [42]")
 
 
 @dataclass
@@ -278,6 +304,14 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name, annotation in DATASET.items():
             expect(f"--train.dataset.init_args.{name}", self.dataset[name], annotation)
+        if self.scheduler.lr is None:
+            lr = LORA_LR if self.lora.rank else TEMPORAL_LR if self.run.temporal_only else WHOLE_LR
+            with flags_below("--train.scheduler."):
+                self.scheduler = replace(self.scheduler, lr=lr)
+        if self.lora.pretrained and not self.lora.rank:
+            raise UserError("--train.lora.pretrained: tell the LoRA's rank as well, with --train.lora.rank")
+        if self.lora.rank and self.run.layers:
+            raise UserError("--train.layers is not for a LoRA; choose its layers with --train.lora.targets")
         if not self.run.pretrained and (self.run.temporal_only or self.lora.rank):
             raise UserError(
                 "--train.pretrained is empty: random layers would stay frozen; name a checkpoint, or train all with "
@@ -292,6 +326,7 @@ class TrainingOptions:
             "--train.latent_cache.folder": self.latent_cache.folder,
             "--train.validation.every": self.validation.every,
             "--train.temporal_only": self.run.temporal_only and self.run.stage == "autoencoder",
+            "--train.layers": self.run.layers and self.run.stage == "autoencoder",
             "--train.recompute": self.run.recompute,
             "--train.amp_level=O2": self.run.amp_level == "O2",
         }

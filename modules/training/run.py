@@ -15,19 +15,21 @@ from gm.config.factory import load_config, load_model
 from gm.errors import UserError
 from gm.model import DiffusionEngine
 from gm.networks.precision import amp_dtype
-from gm.training.callbacks import Callback, ConfigFile, LogLines, MetricsFile, ProgressLine, TensorBoardLog
+from gm.training.callbacks import Callback, ConfigFile, LogLines, MetricsFile, ProgressLine, TensorBoardLog, WandbLog
 from gm.training.checkpoints import CheckpointFolder
 from gm.training.distributed import Communicator
 from gm.training.objective import ConditioningDropout
 from gm.training.optim import AdamW, AdamWOptions, LearningRate, WeightAverage
 from gm.training.train_step import LossScale, NoLossScale, TrainStep
 from gm.training.trainer import Batch, Batches, Plan, Trainer
+from gm.weights.checkpoint import open_checkpoint
+from gm.weights.parameters import FullModelWriter
 from gm.weights.safetensors_file import save_safetensors
 from modules.training.fingerprint import run_fingerprint
 from modules.training.latent_cache import CachedDataset, LatentCache
 from modules.training.options import TrainingOptions, pick
 from modules.training.stages import TrainingStage, build_stage
-from modules.training.validation import ValidationVideos
+from modules.training.validation import ValidationClips, ValidationVideos
 
 INITIAL_WEIGHTS = "initial.safetensors"
 TENSORBOARD = "tensorboard"
@@ -54,10 +56,11 @@ def training_run(
     engine: DiffusionEngine = load_model(svd_config, flag="--svd_config")
     with checkpoints.locked() if communicator.rank == 0 else nullcontext():
         resume = checkpoints.find(options.run.resume or "")
-        dataset_args = {**options.dataset, "seed": options.environment.seed}
+        holdout = options.validation.holdout if options.validation.every else 0
+        dataset_args = {**options.dataset, "seed": options.environment.seed, "holdout": holdout}
         VideoDataset(**dataset_args)  # refuses what cannot be used, before anything is encoded
         ConditioningDropout(**pick(options.dropout)).check()
-        callbacks = build_callbacks(options, config) if communicator.rank == 0 else ()
+        callbacks = build_callbacks(options, config, dataset_args) if communicator.rank == 0 else ()
         engine.backend = {"fuse_kernels": options.environment.fuse_kernels}
         weights = attach_weights(engine, options, communicator)
         dataset = open_dataset(options, dataset_args, engine, communicator)
@@ -96,9 +99,28 @@ def attach_weights(engine: DiffusionEngine, options: TrainingOptions, communicat
         if communicator.rank == 0:
             write_initial_weights(engine, path, options.environment.seed)
         communicator.wait()
+    require_whole_model(path)
     engine.attach(path, ms.float32, offload=True)
     engine.network.offload = False
     return path
+
+
+def require_whole_model(path: Path) -> None:
+    """Tells what to name instead of a run's folder or a LoRA as `--train.pretrained`.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    flag = "--train.pretrained"
+    if path.is_dir():
+        found = sorted(path.glob(f"**/{FullModelWriter.file_name}"))
+        named = f"name the file in it, {found[-1]}" if found else "name a file of weights"
+        raise UserError(f"{flag}: {path} is a folder; {named}")
+    with open_checkpoint(path) as source:
+        if any("lora" in name for name in source.info):
+            raise UserError(
+                f"{flag}: {path} is a LoRA; name the model that it belongs to, and the LoRA as --train.lora.pretrained"
+            )
 
 
 def write_initial_weights(engine: DiffusionEngine, path: Path, seed: int) -> None:
@@ -123,8 +145,7 @@ def open_dataset(
     folder = cache_options.pop("folder")
     if not folder:
         return VideoDataset(**dataset_args)
-    cond_aug = (options.cond_aug.mean, options.cond_aug.std)
-    cache = LatentCache(folder, dataset_args, engine, cond_aug, **cache_options)
+    cache = LatentCache(folder, dataset_args, engine, options.cond_aug.distribution(), **cache_options)
     cache.build(options.run.encode_chunk_size, communicator.rank, communicator.world_size)
     communicator.wait()
     return cache.open()
@@ -186,13 +207,23 @@ def amp_level(options: TrainingOptions) -> str:
     return "O2" if half else "O0"
 
 
-def build_callbacks(options: TrainingOptions, config: Mapping[str, Any]) -> List[Callback]:
+def build_callbacks(
+    options: TrainingOptions, config: Mapping[str, Any], dataset_args: Mapping[str, Any]
+) -> List[Callback]:
     """Those of rank 0."""
     log = TensorBoardLog(Path(options.run.output_dir) / TENSORBOARD)
+    wandb = WandbLog(options.run.wandb, config) if options.run.wandb else None
     callbacks = [ConfigFile(config), ProgressLine(), LogLines(options.run.log_every), MetricsFile(), log]
+    callbacks += [wandb] if wandb else []
     validation = pick(options.validation)
-    if validation.pop("every"):
+    if validation.pop("every") and validation["clips"]:
+        videos = VideoDataset(**dataset_args, held_out=True)
+        if not len(videos):
+            logger.warning("no video is held out: validation is on training clips, and shows what is learnt by heart")
+            videos = VideoDataset(**dataset_args)
+        callbacks.append(ValidationClips(videos, options.validation, options.environment.seed, log, wandb))
+    if validation["images"]:
         clips = options.dataset
         size = {"num_frames": clips["frames"], "height": clips["height"], "width": clips["width"]}
-        callbacks.append(ValidationVideos(**size, **validation, log=log))
+        callbacks.append(ValidationVideos(**size, **validation, log=log, wandb=wandb))
     return callbacks

@@ -1,7 +1,8 @@
 """What each stage of training trains, with which loss, from which inputs, and how it is saved."""
 
 import logging
-from typing import Callable, Dict, NamedTuple, Optional
+import re
+from typing import Callable, Dict, Mapping, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
@@ -16,13 +17,15 @@ from gm.training.autoencoder_loss import AutoencoderLoss, DecoderLoss, Reconstru
 from gm.training.objective import ConditioningDropout, DiffusionLoss, LogNormal, Objective
 from gm.training.trainer import Prepare
 from gm.weights.checkpoint import open_checkpoint
-from gm.weights.lora_file import LoRAWriter
+from gm.weights.lora_file import A, B, LoRAWriter, read_lora
 from gm.weights.model_part import ModelPart
 from gm.weights.parameters import FullModelWriter, WeightsWriter, set_parameter
 from modules.conditioning import image_autoencoder, in_image_autoencoder
 from modules.training.inputs import AutoencoderInputs, DecoderInputs, FrozenEncoders, UNetInputs
 from modules.training.options import LoRAOptions, TrainingOptions, pick
 from modules.video_unet import VideoUNet, is_temporal
+
+EXAMPLE_NAME = "input_blocks.1.1.time_stack.0.attn1.to_q.weight"
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +45,11 @@ def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> T
     writer: WeightsWriter
     if lora.rank:
         parameters = unfreeze_lora(stage, run.temporal_only, lora, options.environment.seed)
+        if lora.pretrained:
+            start_from_lora(stage, parameters, lora)
         writer = LoRAWriter(float(lora.rank) if lora.alpha is None else lora.alpha, lora.targets, stage.prefix)
     else:
-        parameters = unfreeze(stage, is_temporal if run.temporal_only else None)
+        parameters = unfreeze(stage, is_temporal if run.temporal_only else None, run.layers)
         writer = FullModelWriter(stage.path, stage.prefix)
     network = stage.load()
     if amp == "O2":
@@ -85,7 +90,7 @@ def decoder_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -
     stage.offload = False
     every = not options.run.temporal_only
     return TrainingStage(
-        unfreeze(stage, lambda name: name.startswith("decoder.") and (every or is_temporal(name))),
+        unfreeze(stage, lambda name: name.startswith("decoder.") and (every or is_temporal(name)), options.run.layers),
         FullModelWriter(stage.path, stage.prefix),
         DecoderLoss(stage.load(), _reconstruction(options)),
         DecoderInputs(_encoders(engine, options), options.autoencoder.latent_noise),
@@ -137,12 +142,51 @@ def unfreeze_lora(stage: ModelPart, temporal_only: bool, lora: LoRAOptions, seed
     return lora_parameters(net)
 
 
-def unfreeze(stage: ModelPart, trained: Optional[Callable[[str], bool]] = None) -> Dict[str, Parameter]:
+def start_from_lora(stage: ModelPart, parameters: Mapping[str, Parameter], lora: LoRAOptions) -> None:
+    """Gives A and B the values of a file.
+
+    Raises:
+        UserError: the file cannot be read, or is of other layers, another rank or alpha.
+    """
+    alpha = float(lora.rank) if lora.alpha is None else lora.alpha
+    layers = read_lora(lora.pretrained).layers
+    values = {}
+    for name, layer in layers.items():
+        stem = name[len(stage.prefix) :]
+        values[stem + A], values[stem + B] = layer.a, layer.b
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if {name: value.shape for name, value in values.items()} != shapes or {v.alpha for v in layers.values()} != {alpha}:
+        kinds = " or ".join(sorted({f"rank {layer.rank} and alpha {layer.alpha:g}" for layer in layers.values()}))
+        raise UserError(
+            f"{LORA}pretrained: {lora.pretrained} has {len(layers)} layers of {kinds}; this run's LoRA has "
+            f"{len(shapes) // 2} of rank {lora.rank} and alpha {alpha:g}; make {LORA}rank, {LORA}alpha and "
+            f"{LORA}targets the file's"
+        )
+    for name, parameter in parameters.items():
+        set_parameter(parameter, values[name])
+
+
+def unfreeze(
+    stage: ModelPart, trained: Optional[Callable[[str], bool]] = None, pattern: Optional[str] = None
+) -> Dict[str, Parameter]:
     """Loads a stage and returns the parameters that are trained, by name; the others are frozen.
 
     The trained ones get memory of their own: they must not share the memory map of a read-only file.
+
+    Args:
+        trained: which may be trained; by default all.
+        pattern: a regular expression searched for in the names of these, which chooses among them.
+
+    Raises:
+        UserError: no regular expression, or one that chooses nothing.
     """
-    parameters = freeze(stage.load(), trained)
+    try:
+        chosen = re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(f"--train.layers: {pattern!r} is no regular expression ({error})") from error
+    parameters = freeze(stage.load(), lambda name: (trained is None or trained(name)) and bool(chosen.search(name)))
+    if not parameters:
+        raise UserError(f"--train.layers: {pattern!r} is in no name of what may be trained, such as {EXAMPLE_NAME}")
     with open_checkpoint(stage.path) as source:
         for name, parameter in parameters.items():
             set_parameter(parameter, np.array(source.read(stage.prefix + name), np.float32))
@@ -173,5 +217,5 @@ def _reconstruction(options: TrainingOptions) -> ReconstructionLoss:
 
 
 def _encoders(engine: DiffusionEngine, options: TrainingOptions) -> FrozenEncoders:
-    cond_aug = LogNormal(options.cond_aug.mean, options.cond_aug.std)
+    cond_aug = LogNormal(*options.cond_aug.distribution())
     return FrozenEncoders(engine.conditioner, engine.scale_factor, cond_aug, options.run.encode_chunk_size)

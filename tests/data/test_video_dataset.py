@@ -224,6 +224,27 @@ def test_a_bucket_that_someone_wrote_into_the_csv_counts_for_all_of_the_video(sc
     assert {float(scored(bucket=7).sample(epoch, 0)["motion_bucket_id"]) for epoch in range(20)} == {7}
 
 
+def test_videos_held_out(make, data_dir, tmp_path):
+    """Evenly spread, and those that the CSV file names; the others are trained on."""
+    names = list(LENGTHS)
+    columns = (*COLUMNS, "split")
+
+    def parts(splits, holdout):
+        write_rows(tmp_path / "split.csv", columns, [(n, LENGTHS[n], 0, s) for n, s in zip(names, splits)])
+        options = [{"frames": 2, "holdout": holdout, "held_out": held_out} for held_out in (False, True)]
+        both = [VideoDataset(data_dir, tmp_path / "split.csv", **option) for option in options]
+        return [[names.index(row.path) for row in part.rows] for part in both]
+
+    assert parts(("", "", "", ""), 0) == [[0, 1, 2, 3], []]
+    assert parts(("", "", "", ""), 2) == [[1, 3], [0, 2]]
+    assert parts(("", "validation", "", ""), 0) == [[0, 2, 3], [1]]
+    assert parts(("train", "validation", "", ""), 1) == [[0, 3], [1, 2]]
+    with pytest.raises(UserError, match="no usable row of .* is left for training; keep out fewer"):
+        parts(("", "", "", ""), 9)
+    with pytest.raises(UserError, match="row 2: split is 'test'; it is train or validation, or empty"):
+        parts(("test", "", "", ""), 0)
+
+
 def test_a_fixed_bucket_and_rate(scored):
     sample = scored(motion_bucket_id=99.0, fps=6.0).sample(0, 0)
     assert (sample["motion_bucket_id"], sample["fps"]) == (99, 6)

@@ -9,6 +9,8 @@ import yaml
 from PIL import Image
 
 import train
+from gm.errors import UserError
+from gm.training import checkpoints as checkpoint_files
 from modules.video_unet import is_temporal
 from tests.e2e.training import (
     changed_names,
@@ -117,26 +119,62 @@ def test_from_random_weights_single_frames_first(place):
 
 
 def test_validation_videos_are_made_while_training(place, undisturbed):
-    flags = ("--train.validation.every=1", f"--train.validation.images={place.folder / 'image.png'}")
+    flags = ("--train.validation.every=1", f"--train.validation.images={place.folder / 'image.png'}",
+             "--train.validation.clips=1")
     Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(place.folder / "image.png")
     output = place.train(
         place.folder / "validated", *flags, "--train.validation.sampling_steps=1", "--train.max_steps=2"
     )
-    assert sorted(path.name for path in (output / "validation").iterdir()) == [
-        "image_seed42_step00000001.mp4",
-        "image_seed42_step00000002.mp4",
-    ]
+    names = [f"{name}_step{step:08d}.mp4" for name in ("clip_0000", "image_seed42") for step in (0, 1, 2)]
+    assert sorted(path.name for path in (output / "validation").iterdir()) == names
+    figures = [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in figures] == [0, 1, 2]
+    assert all(0 < line["validation/loss"] < 100 and 0 < line["validation/psnr"] < 60 for line in figures)
     want = losses(undisturbed)
     assert losses(output) == {step: want[step] for step in (1, 2)}  # validation changes nothing
 
 
+def test_layers_by_name(place):
+    output = place.train(place.folder / "layers", r"--train.layers=output_blocks.*attn1\.to_q", "--train.max_steps=1")
+    changed = changed_names(place.checkpoint, checkpoints(output)[-1] / "model.safetensors")
+    assert changed and all("output_blocks" in name and "time_stack" in name and "to_q" in name for name in changed)
+
+
+def test_a_lora_goes_on_from_a_file(place):
+    rank = ("--train.lora.rank=2", "--train.max_steps=1", "--train.ema_decay=0")
+    first = checkpoints(place.train(place.folder / "lora", *rank))[-1] / "lora.safetensors"
+    still = ("--train.scheduler.name=constant", "--train.scheduler.lr=1e-20")
+    second = place.train(place.folder / "lora2", *rank, *still, f"--train.lora.pretrained={first}")
+    assert same_tensors(first, checkpoints(second)[-1] / "lora.safetensors")
+    with pytest.raises(UserError, match=r"of rank 2 and alpha 2; this run's LoRA has \d+ of rank 3 and alpha 3"):
+        place.train(place.folder / "lora3", "--train.lora.rank=3", f"--train.lora.pretrained={first}")
+    with pytest.raises(UserError, match=r"^--train\.pretrained: .* is a LoRA; name the model that it belongs to"):
+        place.train(place.folder / "lora4", f"--train.pretrained={first}")
+
+
+def test_the_last_checkpoint_takes_the_room_of_the_oldest(place, monkeypatch):
+    """Where two are there, a third finds no room."""
+    write = checkpoint_files.write_checkpoint
+
+    def write_if_room(path, *args):
+        if len(list(path.parent.glob("step_*"))) > 1:
+            raise UserError("no room left on the disk")
+        write(path, *args)
+
+    monkeypatch.setattr(checkpoint_files, "write_checkpoint", write_if_room)
+    output = place.train(place.folder / "full", "--train.checkpoint_every=1", "--train.max_steps=4")
+    assert [path.name for path in checkpoints(output)] == ["step_00000002", "step_00000004"]
+
+
 def test_an_error_in_a_validation_costs_no_step(place, monkeypatch):
-    def fail(*args):
-        raise ValueError("an error in the program")
+    def fail(self, step, trainer):
+        if step:
+            raise ValueError("an error in the program")
 
     Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(place.folder / "image.png")
     monkeypatch.setattr("modules.training.validation.ValidationVideos.on_validation", fail)
-    flags = ("--train.validation.every=2", f"--train.validation.images={place.folder / 'image.png'}")
+    flags = ("--train.validation.every=2", f"--train.validation.images={place.folder / 'image.png'}",
+             "--train.validation.clips=0")
     with pytest.raises(ValueError, match="an error in the program"):
         place.train(place.folder / "failed", *flags, "--train.checkpoint_every=100")
     assert [path.name for path in checkpoints(place.folder / "failed")] == ["step_00000002"]

@@ -33,6 +33,9 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
         ([f"--svd_config={PROJECT / 'configs/svd_tiny.yaml'}"], "does not fit the network of the configuration"),
         (["--svd_config=/nowhere.yaml"], "--svd_config: no file at /nowhere.yaml"),
         (["--train.output_dir=/proc/run"], "--train.output_dir: cannot write in /proc/run"),
+        (["--train.pretrained={folder}"], "is a folder; name a file of weights"),
+        (["--train.layers=nothing"], "--train.layers: 'nothing' is in no name of what may be trained"),
+        (["--train.layers=("], "--train.layers: '(' is no regular expression"),
         (["--train.resume=/nowhere"], "--train.resume: /nowhere is neither a checkpoint's folder"),
         (["--train.scheduler.name=linear"], "--train.scheduler.name: linear cannot be used"),
         (["--train.scheduler.end_lr=1"], "--train.scheduler.end_lr: 1 cannot be used; expected at most lr, 0.001"),
@@ -42,7 +45,7 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
         (["--train.ema_decay=1"], "--train.ema_decay: 1 cannot be used; expected a number from 0 to 0.999999999999"),
         (["--train.lora.rank=2", "--train.lora.targets=all"], "--train.lora.targets=all has spatial layers"),
         (["--train.lora.rank=2", "--train.lora.targets=nothing"], "no linear layer's name matches 'nothing'"),
-        (["--train.validation.every=5"], "--train.validation.every needs --train.validation.images"),
+        (["--train.validation.images=/nowhere"], "--train.validation.images needs --train.validation.every"),
         (["--train.validation.every=5", "--train.validation.images=/nowhere"], "--train.validation.images"),
         ([f"{VIDEOS}decode_chunk_size=-1"], "decode_chunk_size: -1 cannot be used; expected a whole number from 0"),
         ([f"{VIDEOS}motion_bucket_id=999"], "bucket_id: 999 cannot be used; expected a whole number from 0 to 255"),
@@ -60,7 +63,7 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
 )
 def test_a_flag_that_cannot_be_used(place, tmp_path, flags, line):
     with pytest.raises(UserError) as caught:
-        place.train(tmp_path / "run", *flags)
+        place.train(tmp_path / "run", *(flag.format(folder=tmp_path) for flag in flags))
     text = str(caught.value)
     assert line in text and "\n" not in text.split("tensors;")[0]
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -69,7 +72,7 @@ def test_a_flag_that_cannot_be_used(place, tmp_path, flags, line):
 @pytest.mark.parametrize(
     ("csv", "line"),
     [
-        ("path,length\n0.mp4,12\n", "motion_bucket_id"),
+        ("path,length\n0.mp4,12\n", "no column motion_bucket_id .* python svd_tools/score_motion.py makes a file"),
         ("path,length,motion_bucket_id\n0.mp4,many,3\n", "many"),
         ("path,length,motion_bucket_id\n0.mp4,12,256\n", "256"),
         ("path,length,motion_bucket_id\n9.mp4,12,3\n", "9.mp4"),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data.motion import Motion, Piece, motion_bucket
-from data.motion_journal import Finding, Journal
+from data.motion_journal import METHOD, Finding, Journal
 from data.video_dataset import VideoDataset
 from gm.errors import UserError
 from svd_tools import score_motion
@@ -121,6 +121,44 @@ def test_a_second_run_scores_only_what_is_new(folder, run, monkeypatch, tmp_path
     finally:
         extra.unlink()
     assert examined == ["extra.mp4", "still.mp4"]
+
+
+def test_several_processes_score_each_video_once(run, monkeypatch, tmp_path):
+    """As msrun starts them: the second one's share first, then the first one, which writes the CSV file for both."""
+    whole, _ = run(output=tmp_path / "whole.csv")
+    output, examined = tmp_path / "shared.csv", []
+    examine = score_motion.examine
+    monkeypatch.setattr(score_motion, "examine", lambda path: examined.append(path.name) or examine(path))
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    monkeypatch.setenv("RANK_ID", "1")
+    with pytest.raises(FileNotFoundError):
+        run(output=output)
+    assert len(examined) == 2 and (tmp_path / "shared.csv.journal-1").exists()
+    monkeypatch.setenv("RANK_ID", "0")
+    assert run(output=output)[0] == whole
+    assert len(examined) == len(set(examined)) == 5 and not (tmp_path / "shared.csv.journal-1").exists()
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    with pytest.raises(FileNotFoundError):
+        run(output=tmp_path / "of_the_scheduler.csv")
+    monkeypatch.delenv("MS_ROLE")
+    monkeypatch.delenv("RANK_ID")
+    with pytest.raises(UserError, match="--node_rank"):
+        run(output=tmp_path / "other.csv")
+
+
+def test_videos_without_end_are_found_again_at_once(tmp_path):
+    """100,000 scored videos, twenty scores each; missing files stand in for them, as they have not changed."""
+    names = [f"{number}.mp4" for number in range(100_000)]
+    motion = [[[25 * i // 2, 25 * (i + 1) // 2, 0.123456] for i in range(20)]]
+    finding = {"length": 250, "fps": 25.0, "height": 720, "width": 1280, "motion": motion, "error": ""}
+    path = tmp_path / "videos.csv.journal"
+    with open(path, "w") as file:
+        file.write(json.dumps({"method": METHOD}) + "\n")
+        file.writelines(json.dumps({"path": name, "stamp": None, "finding": finding}) + "\n" for name in names)
+    started = time.process_time()
+    found = score_motion.score_videos(tmp_path, names, Journal(path), 1)
+    assert time.process_time() - started < 30
+    assert len(found) == 100_000 and found["7.mp4"].motion.score() == pytest.approx(0.123456)
 
 
 def test_killed_and_started_again_it_goes_on(tmp_path):

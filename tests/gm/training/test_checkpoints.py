@@ -142,6 +142,15 @@ def test_the_newest_are_kept(tmp_path):
     assert len(folder.all()) == 2
 
 
+def test_older_checkpoints_make_room_for_the_last_one_but_the_newest_stays(tmp_path, caplog):
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2, 3):
+        folder.path(step).mkdir(parents=True)
+    assert folder.give_up_oldest("no room left on the disk") and folder.give_up_oldest("no room left on the disk")
+    assert folder.all() == [folder.path(3)] and not folder.give_up_oldest("no room left on the disk")
+    assert "gave up the old checkpoint" in caplog.text and "no room left on the disk" in caplog.text
+
+
 def test_renamed_folders_are_left_alone(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     fake(folder, 10, 20)

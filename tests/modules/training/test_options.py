@@ -1,11 +1,40 @@
 """Numbers that training cannot use are refused where the options are declared."""
 
-from math import inf, nan
+from math import exp, inf, nan
 
 import pytest
 
+import train
 from gm.config.values import OptionError
+from gm.errors import UserError
 from modules.training import options
+
+
+def resolved_lr(*flags):
+    return train.read_options(train.build_parser().parse_args([*NEEDED, *flags])).scheduler.lr
+
+
+NEEDED = ["--train.pretrained=x", "--train.dataset.init_args.data_dir=."]
+NEEDED += ["--train.dataset.init_args.metadata=x", "--train.dataset.init_args.frames=2"]
+
+
+def test_each_mode_has_its_rate_and_a_given_one_counts():
+    assert resolved_lr() == 1e-5 and resolved_lr("--train.temporal_only=False") == 5e-6
+    assert resolved_lr("--train.lora.rank=16") == 1e-4 == resolved_lr("--config=configs/svd_train_lora.yaml")
+    assert resolved_lr("--config=configs/svd_train.yaml") == 1e-5
+    assert resolved_lr("--train.lora.rank=16", "--train.scheduler.lr=3e-4") == 3e-4
+
+
+def test_a_constant_rate_has_no_last_one():
+    assert resolved_lr("--train.scheduler.name=constant", "--train.scheduler.lr=1e-8") == 1e-8
+    with pytest.raises(UserError, match=r"^--train\.scheduler\.end_lr: 0\.001 .* expected at most lr, 1e-05"):
+        resolved_lr("--train.scheduler.name=cosine_decay", "--train.scheduler.end_lr=1e-3")
+
+
+def test_a_fixed_noise_of_the_first_frame():
+    assert options.CondAugOptions().distribution() == (-3.0, 0.5)
+    mean, std = options.CondAugOptions(strength=0.02).distribution()
+    assert exp(mean) == pytest.approx(0.02) and std == 0
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.metadata_csv import COLUMNS, write_rows
+from data.video_dataset import VideoDataset
 from data.video_writer import read_metadata
 from gm.config.factory import instantiate, load_config
 from gm.errors import UserError
 from gm.training.callbacks import TensorBoardLog
+from gm.training.objective import NOISE, ConditioningDropout, LogNormal, Objective, SampleRandom, unit_gaussian
 from gm.weights.checkpoint import save_safetensors
+from modules.compatibility import Sgm
 from modules.pipeline import SVDPipeline
-from modules.training.validation import ValidationVideos
+from modules.training.inputs import FrozenEncoders, UNetInputs
+from modules.training.options import ValidationOptions
+from modules.training.validation import SIGMAS, VALIDATION_EPOCH, ValidationClips, ValidationVideos, psnr
+from tests.data.synthetic_videos import pan, write_video
 from tests.gm.training.events import read_events
 from tests.modules.training.test_latent_cache import CONFIG, weight
 
@@ -123,6 +130,75 @@ def test_a_model_that_gives_no_numbers_is_told(trainer, images, caplog):
         ValidationVideos(images / "hill.png", **OPTIONS).on_validation(30, trainer)
     assert "hill_seed42 of step 30 failed: the latents are not finite numbers" in caplog.text
     assert not (trainer.output_dir / "validation").exists()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two clips of two frames each, with what a validation needs of a run."""
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(2):
+        write_video(folder / f"{index}.mp4", pan(2, 64, 64, 3.0, seed=index))
+    write_rows(folder / "videos.csv", COLUMNS, [("0.mp4", 2, 40), ("1.mp4", 2, 80)])
+    return VideoDataset(folder, folder / "videos.csv", frames=2, height=64, width=64)
+
+
+@pytest.fixture
+def judged(trainer, checkpoint):
+    engine = trainer.engine
+    encoders = FrozenEncoders(engine.conditioner, engine.scale_factor, LogNormal(-3.0, 0.5))
+    trainer.prepare = UNetInputs(encoders, Objective(engine.denoiser.scaling, LogNormal(1, 1.6), ConditioningDropout()))
+    trainer.reports = []
+    trainer.report = trainer.reports.append
+    trainer.step = 0
+    return trainer
+
+
+def test_the_loss_is_that_by_hand_and_the_same_every_time(judged, videos):
+    """Karras et al., equation 8, in double precision: the mean of λ(σ)·|D(z0 + σn; σ) - z0|², σ and n being fixed."""
+    options = ValidationOptions(every=1, sampling_steps=1)
+    validation = ValidationClips(videos, options, seed=3)
+    for step in (0, 1):
+        validation.on_validation(step, judged)
+    assert judged.reports[0] == judged.reports[1]
+    want = {sigma: [] for sigma in SIGMAS}
+    for index in range(2):
+        randoms = [SampleRandom(3, VALIDATION_EPOCH, index)]
+        latents, cond = judged.prepare.encoders(videos.collate([videos.read(0, index)]), randoms)
+        noise = unit_gaussian(randoms, NOISE, latents.shape[1:]).astype(np.float64)
+        for sigma in SIGMAS:
+            noisy = latents + sigma * noise
+            x = cond.beside((noisy / np.sqrt(sigma**2 + 1)).astype(np.float32))
+            level = np.array([0.25 * np.log(sigma)], np.float32)
+            network = judged.engine.network.load()
+            f = network(*map(ms.Tensor, (x, level, cond.crossattn, cond.vector))).asnumpy().reshape(latents.shape)
+            d = noisy / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * f
+            want[sigma].append((1 + sigma**2) / sigma**2 * np.mean((d - latents) ** 2))
+    means = {f"validation/loss_sigma_{sigma:g}": np.mean(values) for sigma, values in want.items()}
+    have = {name: judged.reports[0][name] for name in means}
+    assert have == pytest.approx(means, rel=1e-4)
+    assert judged.reports[0]["validation/loss"] == pytest.approx(np.mean(list(means.values())), rel=1e-4)
+
+
+def test_a_clip_and_its_sample_side_by_side(judged, videos, tmp_path):
+    options = ValidationOptions(every=1, clips=1, sampling_steps=1)
+    ValidationClips(videos, options, 3, TensorBoardLog(tmp_path / "tensorboard")).on_validation(0, judged)
+    (path,) = (judged.output_dir / "validation").iterdir()
+    frames, clip = iio.imread(path), Sgm.to_frames(videos.sample(0, 0)["frames"][None])[0]
+    assert path.name == "clip_0000_step00000000.mp4" and frames.shape == (2, 64, 128, 3)
+    assert np.abs(frames[:, :, :64].astype(int) - clip).mean() < 3
+    figures = judged.reports[0]
+    assert figures["validation/psnr_still"] == pytest.approx(psnr(np.stack([clip[0], clip[0]]), clip))
+    assert figures["validation/psnr"] == pytest.approx(psnr(frames[:, :, 64:], clip), abs=0.3)
+    (value,) = read_events(tmp_path / "tensorboard")[0].summary.value
+    assert value.tag == "validation/clip_0000" and value.image.width == 128
+
+
+def test_a_clip_that_cannot_be_sampled_stops_nothing(judged, videos, caplog):
+    judged.shift = ms.Tensor(np.nan, ms.float32)
+    with caplog.at_level(logging.WARNING):
+        ValidationClips(videos, ValidationOptions(every=1, clips=1, sampling_steps=1), 3).on_validation(0, judged)
+    assert "the validation on clip_0000 of step 0 failed: the latents are not finite" in caplog.text
+    assert not judged.reports
 
 
 def test_a_missing_image_is_told_before_training():
