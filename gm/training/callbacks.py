@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
@@ -288,7 +289,7 @@ class WandbLog(Callback):
         name = Path(trainer.output_dir) / WANDB_ID
         if not name.exists():
             with atomic_file(name) as temporary:
-                temporary.write_text(self._wandb.util.generate_id(), encoding="utf-8")
+                temporary.write_text(secrets.token_hex(4), encoding="utf-8")
         try:
             self._run = self._wandb.init(id=read_text(name).strip(), dir=trainer.output_dir, **self._options)
         except self._wandb.Error as error:
@@ -307,7 +308,7 @@ class WandbLog(Callback):
 
     def on_end(self, step: int) -> None:
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
 
 
 class ConfigFile(Callback):

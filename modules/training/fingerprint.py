@@ -37,7 +37,7 @@ def run_fingerprint(
         weights: the file that training starts from.
         rows: of the data set.
         world_size: number of processes.
-        amp: O0 or O2.
+        amp: O0, O2 or bf16.
     """
     cache = asdict(options.latent_cache)
     folder = cache.pop("folder")

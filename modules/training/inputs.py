@@ -1,5 +1,6 @@
 """From the data set's batches to what the losses take, for each stage of training."""
 
+import logging
 from functools import cached_property
 from typing import NamedTuple, Tuple
 
@@ -13,8 +14,11 @@ from gm.training.objective import COND_AUG, COND_NOISE, NOISE, LogNormal, Object
 from gm.training.trainer import Batch, Randoms
 from gm.weights.model_part import ModelPart
 from modules.conditioning import conditioning_inputs, encode_frames
+from modules.options import TRAINED_FPS
 
 FRAMES = "frames"
+
+logger = logging.getLogger(__name__)
 
 
 class FrozenEncoders:
@@ -31,6 +35,7 @@ class FrozenEncoders:
 
     def __init__(self, stage: ModelPart, scale_factor: float, cond_aug: LogNormal, chunk_size: int = 4) -> None:
         self.stage, self.scale_factor, self.cond_aug, self.chunk_size = stage, scale_factor, cond_aug, chunk_size
+        self._rate_noted = False
 
     @cached_property
     def _without_weights(self) -> GeneralConditioner:
@@ -49,6 +54,7 @@ class FrozenEncoders:
         Returns:
             The clips' latents (b, t, 4, h, w), multiplied by the scale factor, and their conditioning.
         """
+        self._note_rate(batch["fps"] if FRAMES in batch else batch["fps_id"] + 1)
         if FRAMES not in batch:
             embedders = self._without_weights.embedders
             numbers = {e.input_key: batch[e.input_key] for e in embedders if e.output == "vector"}
@@ -59,6 +65,18 @@ class FrozenEncoders:
         noise = unit_gaussian(randoms, COND_NOISE, first.shape[1:])
         inputs = conditioning_inputs(first, noise, batch["fps"], batch["motion_bucket_id"], cond_aug)
         return self.latents(batch[FRAMES]), self.stage.load().condition(inputs)
+
+    def _note_rate(self, fps: np.ndarray) -> None:
+        """Warns once of clips whose frame rate (b,) no video is asked for."""
+        low, high = TRAINED_FPS
+        outside = fps[(fps < low) | (fps > high)]
+        if len(outside) and not self._rate_noted:
+            self._rate_noted = True
+            logger.warning(
+                "a clip of %.3g frames per second is trained on, and SVD was trained from %d to %d; choose another "
+                "--train.dataset.init_args.step, or say …fps",
+                outside[0], low, high,
+            )  # fmt: skip
 
     def latents(self, frames: np.ndarray) -> np.ndarray:
         """The mode of the autoencoder's posterior: (b, t, 3, H, W) -> (b, t, 4, h, w), scaled."""

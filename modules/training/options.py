@@ -75,8 +75,9 @@ class RunOptions(Options):
     """steps between two checkpoints"""
     keep: CountOrNone = 3
     """how many of the newest checkpoints stay; 0 keeps all"""
-    amp_level: Literal["auto", "O0", "O2"] = "auto"
-    """O0 trains in fp32; O2 computes in fp16 with fp32 weights, norms and loss; auto is O2 on Ascend and O0 on CPU"""
+    amp_level: Literal["auto", "O0", "O2", "bf16"] = "auto"
+    """O0 trains in fp32; O2 computes in fp16 with fp32 weights, norms and loss; bf16 likewise, on Ascend, without a
+    loss scale; auto is O2 on Ascend and O0 on CPU"""
     recompute: bool = False
     """keep less for the backward pass and compute it again: far less memory, about a third more time"""
     ema_decay: BelowOne = 0.9999
@@ -328,7 +329,7 @@ class TrainingOptions:
             "--train.temporal_only": self.run.temporal_only and self.run.stage == "autoencoder",
             "--train.layers": self.run.layers and self.run.stage == "autoencoder",
             "--train.recompute": self.run.recompute,
-            "--train.amp_level=O2": self.run.amp_level == "O2",
+            f"--train.amp_level={self.run.amp_level}": self.run.amp_level in ("O2", "bf16"),
         }
         for flag, value in useless.items():
             if value:

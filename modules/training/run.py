@@ -202,8 +202,17 @@ def build_step(
 
 
 def amp_level(options: TrainingOptions) -> str:
-    """O0 or O2. The autoencoder is always trained in fp32: in fp16 its activations overflow."""
-    half = options.run.stage == "unet" and amp_dtype(options.run.amp_level) == ms.float16
+    """O0, O2 or bf16. The autoencoder is always trained in fp32: in fp16 its activations overflow.
+
+    Raises:
+        UserError: bf16 where there are no operators for it.
+    """
+    level = options.run.amp_level
+    if level == "bf16" and ms.get_context("device_target") == "CPU":
+        raise UserError("--train.amp_level=bf16: MindSpore has no bf16 operators for a CPU; leave it at auto")
+    if level == "bf16":
+        return level
+    half = options.run.stage == "unet" and amp_dtype(level) == ms.float16
     return "O2" if half else "O0"
 
 

@@ -25,6 +25,7 @@ from modules.training.inputs import AutoencoderInputs, DecoderInputs, FrozenEnco
 from modules.training.options import LoRAOptions, TrainingOptions, pick
 from modules.video_unet import VideoUNet, is_temporal
 
+COMPUTE_TYPES = {"O2": ms.float16, "bf16": ms.bfloat16}
 EXAMPLE_NAME = "input_blocks.1.1.time_stack.0.attn1.to_q.weight"
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> T
         parameters = unfreeze(stage, is_temporal if run.temporal_only else None, run.layers)
         writer = FullModelWriter(stage.path, stage.prefix)
     network = stage.load()
-    if amp == "O2":
-        set_compute_dtype(network, ms.float16)
+    if amp in COMPUTE_TYPES:
+        set_compute_dtype(network, COMPUTE_TYPES[amp])
     if run.recompute:
         recompute_blocks(network)
     dropout = ConditioningDropout(**pick(options.dropout))
@@ -109,7 +110,7 @@ def build_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> 
 
     Args:
         engine: attached to the weights that training starts from.
-        amp: O0 or O2 (fp16, the UNet's only).
+        amp: O0, or for the UNet O2 (fp16) or bf16.
 
     Raises:
         UserError: options that cannot be used, or weights that cannot be read.

@@ -34,6 +34,7 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
         (["--svd_config=/nowhere.yaml"], "--svd_config: no file at /nowhere.yaml"),
         (["--train.output_dir=/proc/run"], "--train.output_dir: cannot write in /proc/run"),
         (["--train.pretrained={folder}"], "is a folder; name a file of weights"),
+        (["--train.amp_level=bf16"], "--train.amp_level=bf16: MindSpore has no bf16 operators for a CPU"),
         (["--train.layers=nothing"], "--train.layers: 'nothing' is in no name of what may be trained"),
         (["--train.layers=("], "--train.layers: '(' is no regular expression"),
         (["--train.resume=/nowhere"], "--train.resume: /nowhere is neither a checkpoint's folder"),

@@ -46,7 +46,7 @@ def test_a_fixed_noise_of_the_first_frame():
         (options.OptimizerOptions, {"weight_decay": -1.0}),
         (options.SchedulerOptions, {"name": "linear"}),
         (options.SchedulerOptions, {"lr": 0.0}),
-        (options.SchedulerOptions, {"end_lr": 2.0}),
+        (options.SchedulerOptions, {"end_lr": 2.0, "lr": 1.0, "name": "cosine_decay"}),
         (options.SchedulerOptions, {"warmup_steps": -1}),
         (options.SchedulerOptions, {"power": 0.0}),
         (options.LossScaleOptions, {"loss_scale_value": 0.5}),
