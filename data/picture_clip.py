@@ -14,7 +14,7 @@ from data.file_search import numbered_frames
 from data.image_reader import ANIMATIONS, explained, open_image, read_image, to_rgb
 from data.video_container import Extent, VideoError
 from gm.errors import UserError
-from gm.files import PathLike, open_input
+from gm.files import PathLike, open_input, reason
 
 # Browsers show a frame for 100 ms that asks for 10 ms or less, as old files do that mean "as fast as you can".
 SHORTEST_MS, INSTEAD_MS = 10, 100
@@ -68,8 +68,12 @@ def open_animation(path: PathLike) -> Optional[PictureClip]:
     Raises:
         VideoError: it cannot be read, or is a still picture.
     """
-    with _explained(path), ExitStack() as opened:
-        file = opened.enter_context(open_input(path))
+    try:
+        file = open_input(path)
+    except OSError as error:
+        raise VideoError(f"{os.fspath(path)}: {reason(error)}") from error
+    with ExitStack() as opened, _explained(path):
+        opened.enter_context(file)
         try:
             image = open_image(file, ANIMATIONS)
         except UnidentifiedImageError:

@@ -37,8 +37,7 @@ HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 UNSPECIFIED, BT709 = 2, 1  # matrices, ISO/IEC 23091-2
 HD_HEIGHT, HD_WIDTH = 720, 1280  # from which on players take BT.709 where the file names no matrix
 DEINTERLACER = ("bwdif", "mode=send_frame:deint=interlaced")  # a frame out for each frame in; half the unit of time
-MAX_ASPECT = 20
-MAX_FRAMES_PER_BYTE = 1  # even of an empty packet the file says where it is
+MAX_ASPECT, MAX_FRAMES_PER_BYTE = 20, 1  # even of an empty packet the file says where it is
 
 
 class VideoError(Exception):
@@ -148,19 +147,15 @@ class VideoContainer:
     def _is_in_order(self) -> bool:
         """Whether the first frames come out of the decoder with ascending presentation times.
 
-        The packets of a stream that reorders are in another order: this tells sound files after a few packets. Only
-        where they are not, or lack times, frames are decoded.
+        The packets of a stream that reorders are in another order: this tells sound files without decoding. Only where
+        they are not, or where times lack or occur twice, frames are decoded.
         """
         if not self._stream.codec_context.has_b_frames:
             return True
         self._rewind()
-        last = None
-        for packet in islice(self._packets(), NEIGHBOURS):
-            if packet.pts is None:
-                break
-            if last is not None and packet.pts < last:
-                return True
-            last = packet.pts
+        times = [packet.pts for packet in islice(self._packets(), NEIGHBOURS)]
+        if None not in times and len(set(times)) == len(times) and times != sorted(times):
+            return True
         self._rewind()
         times = [frame.pts for frame in islice(self._decode(), NEIGHBOURS)]
         return None not in times and all(earlier < later for earlier, later in zip(times, times[1:]))

@@ -7,7 +7,7 @@ from typing import List
 import numpy as np
 from PIL import Image
 
-from data.file_search import IMAGE_SUFFIXES
+from data.file_search import IMAGE_SUFFIXES, name_passed_over
 from data.image_reader import read_image
 from gm.errors import UserError
 from gm.files import PathLike
@@ -48,13 +48,16 @@ def find_photos(folder: PathLike, split: str, flag: str) -> List[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{flag}: {folder} is no folder; name one that holds photographs")
-    found = []
+    found, others = [], []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
+        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
             continue
-        if path.is_file() and (split == "all" or held_out(inside) == (split == "eval")):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            others.append(path)
+        elif split == "all" or held_out(inside) == (split == "eval"):
             found.append(path)
+    name_passed_over(others, folder)
     if not found:
         side = "" if split == "all" else f" for --split {split}"
         raise UserError(f"{flag}: no photograph{side} in {folder}; it needs files ending in {' '.join(IMAGE_SUFFIXES)}")

@@ -120,6 +120,20 @@ def test_interlaced_video_is_deinterlaced(folder, suffix):
     assert comb(clip) < 0.2 * comb(decoded(path, (HEIGHT, 96)))
 
 
+def test_interlacing_that_starts_late_and_times_that_repeat(folder):
+    """Two recordings joined: times of the joined file occur twice, and its second half is interlaced."""
+    still = "testsrc2=s=96x64:r=25:d=0.8"
+    moments = "testsrc2=s=96x64:r=50:d=0.8,tinterlace=interleave_top,setfield=tff"
+    encoder = ["-c:v", "mpeg2video", "-g", 6, "-bf", 2]
+    ffmpeg("-f", "lavfi", "-i", still, *encoder, folder / "1.mpg")
+    ffmpeg("-f", "lavfi", "-i", moments, *encoder, "-flags", "+ildct+ilme", folder / "2.mpg")
+    path = folder / "joined.mp4"
+    ffmpeg("-i", f"concat:{folder / '1.mpg'}|{folder / '2.mpg'}", "-c", "copy", path)
+    clip, expected = assert_reads_as_ffmpeg(path, 25, "bwdif=mode=send_frame:deint=interlaced")
+    assert len(clip) == 40 and np.abs(clip.astype(int) - expected).mean(axis=(1, 2, 3)).max() < 2
+    assert np.array_equal(np.delete(clip, 20, 0), np.delete(expected, 20, 0))  # 20: the first that is interlaced
+
+
 @pytest.mark.parametrize(
     ("height", "width", "tag", "matrix"),
     [
