@@ -72,9 +72,10 @@ class VideoContainer:
         self._times: FrozenSet[int] = frozenset()  # of all frames, where they were read; MPEG-PS guesses after a seek
         with self._explained():
             open_input(self.path).close()
-            self._open(threads)
+            self._open()
         try:
             with self._explained():
+                self._stream = self._best_stream(threads)
                 self._tick = Fraction(self._stream.time_base)  # seconds of a unit of time
                 head = next(self._container.demux(self._stream))
                 self._start = min([0, *(time for time in (head.pts, head.dts) if time is not None)])
@@ -130,17 +131,20 @@ class VideoContainer:
                         yield self._image(shown)
                     done += 1
 
-    def _open(self, threads: int) -> None:
-        """Opens the file's best stream of moving pictures."""
+    def _open(self) -> None:
         self._container = av.open(f"file:{self.path}", options=ONLY_THIS_FILE, metadata_errors="ignore")
+
+    def _best_stream(self, threads: int) -> av.VideoStream:
+        """The best stream of moving pictures."""
         videos = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
         best = self._container.streams.best("video")
         if not videos:
             raise VideoError(f"{self.path}: holds no video")
-        self._stream = best if best in videos else videos[0]
-        if self._stream.codec_context is None:
+        stream = best if best in videos else videos[0]
+        if stream.codec_context is None:
             raise VideoError(f"{self.path}: holds no video of a known kind")
-        self._stream.codec_context.thread_count = threads
+        stream.codec_context.thread_count = threads
+        return stream
 
     # The order of frames and their number
 
@@ -261,7 +265,8 @@ class VideoContainer:
         except PermissionError:  # a stream without any times
             threads = self._stream.codec_context.thread_count
             self.close()
-            self._open(threads)
+            self._open()
+            self._stream = self._best_stream(threads)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         frames = chain.from_iterable(map(self._frames, self._container.demux(self._stream)))
