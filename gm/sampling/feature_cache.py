@@ -18,7 +18,7 @@ class WithDeepFeatures(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, x, c_noise, context, vector):
+    def construct(self, x, c_noise, context, vector=None):
         """As :meth:`gm.networks.unet.UNet.with_deep_features`."""
         return self.network.with_deep_features(x, c_noise, context, vector)
 
@@ -30,7 +30,7 @@ class FromDeepFeatures(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, deep, x, c_noise, context, vector):
+    def construct(self, deep, x, c_noise, context, vector=None):
         """As :meth:`gm.networks.unet.UNet.from_deep_features`."""
         return self.network.from_deep_features(deep, x, c_noise, context, vector)
 

@@ -74,3 +74,6 @@ def test_same_pictures_as_diffusers(stable_diffusion):
         theirs = diffusers_picture(stable_diffusion, name, sampler, schedule, negative, noise)
         assert theirs.std() > 10  # a picture, not a constant
         assert np.abs(ours - theirs).max() <= 1, (name, sampler, schedule, negative)
+    pipeline.engine.feature_cache = 2
+    cached = pipeline.paint(pipeline.encode(PROMPT, negative), noise, np.random.default_rng(0)).astype(float)
+    assert 0 < np.abs(cached - ours).mean() < 20, "another picture, but no other thing"
