@@ -41,7 +41,9 @@ class Target:
     @property
     def num_bytes(self) -> int:
         """Room that the target takes, up to the little that headers take."""
-        return sum(ckpt_bytes(infos(tensors)) for tensors in self.files.values())
+        if self.path.suffix == ".ckpt":
+            return sum(ckpt_bytes(infos(tensors)) for tensors in self.files.values())
+        return sum(tensor.info.num_bytes for tensors in self.files.values() for tensor in tensors.values())
 
 
 def new_file(path: str, suffixes: Sequence[str]) -> Path:
