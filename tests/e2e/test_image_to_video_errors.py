@@ -199,7 +199,7 @@ def test_help_explains_every_flag():
         "--SVD.max_cfg",
     ):
         assert flag in text
-    assert "required, type: str)" in text and text.count("required") == 1  # only --image
+    assert "required, type: Annotated[str, 'path'])" in text and text.count("required") == 1  # only --image
 
 
 def test_a_process_that_really_runs_out_of_memory(image, tiny_checkpoint, tmp_path):
