@@ -11,7 +11,7 @@ override CHECKPOINT := $(value CHECKPOINT)
 override CONFIG := $(value CONFIG)
 export IMAGE CHECKPOINT CONFIG
 
-.PHONY: setup setup-dev demo video test test-slow lint bench clean
+.PHONY: setup setup-dev demo video test test-slow ascend-dry-run lint bench clean
 
 setup: $(VENV)/.run-time
 setup-dev: $(VENV)/.development
@@ -30,6 +30,9 @@ test: lint
 test-slow: lint
 	$(BIN)/python -m pytest -q --slow
 
+ascend-dry-run: setup-dev
+	$(BIN)/python -m pytest -q --slow tests/svd_tools/test_ascend_dry_run.py
+
 lint: setup-dev
 	$(BIN)/ruff check
 
@@ -46,13 +49,13 @@ clean:
 
 # The stamps are older than the requirements files after these change; pip then does what is missing. Python compiles what
 # it imports when it does (--no-compile): a third of the time less.
-$(VENV)/.run-time: requirements.txt | $(BIN)/python
+$(VENV)/.run-time: requirements.txt constraints.txt | $(BIN)/python
 	@echo "Installing what requirements.txt names into $(VENV), about 1 GB; pip says what it does:"
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/.development: requirements.txt requirements-dev.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements-dev.txt
+$(VENV)/.development: requirements.txt requirements-dev.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -r requirements-dev.txt
 	touch $@ $(VENV)/.run-time
 
 $(BIN)/python:

@@ -23,9 +23,6 @@ from gm.weights.checkpoint import open_checkpoint
 from gm.weights.model_part import ModelPart
 from gm.weights.names import compare_names
 
-# Of one activation at the UNet's first level, both guidance halves: beyond it they run one after the other.
-BATCHED_GUIDANCE_BYTES = 1 << 27
-
 
 class DiffusionEngine:
     """Latent diffusion, conditioned on what embedders make of named inputs.
@@ -162,13 +159,16 @@ class DiffusionEngine:
 
         Args:
             latents: (b, k, z, h, w), multiplied by the scale factor.
-            chunk_size: images of a row decoded together; None or 0 for all. A remainder is decoded by itself.
+            chunk_size: images of a row decoded together, a remainder by itself; None or 0 for all, or as many as a card
+                takes.
 
         Returns:
             (b, k, 3, 8h, 8w), about -1..1.
         """
-        chunk = chunk_size or latents.shape[1]
+        height, width = (min(size, self.tile_size // DOWNSAMPLING or size) for size in latents.shape[-2:])
         with self.first_stage as autoencoder, inference(alone=True):
+            numbers = height * width * autoencoder.decoder.numbers_per_place
+            chunk = chunk_size or operators.current.images_at_once(latents.shape[1], numbers)
             rows = []
             for row in latents / np.float32(self.scale_factor):
                 chunks = self.progress("decoding")([row[start : start + chunk] for start in range(0, len(row), chunk)])
@@ -239,7 +239,8 @@ def _guided(
         b, k, _, h, w = x.shape
         if not guider.is_active(k, sigma):
             return denoiser(evaluate, x, sigma, cond)
-        if not one_batch or 2 * b * k * h * w * channels * 4 > BATCHED_GUIDANCE_BYTES:
+        first_level = 2 * b * k * h * w * channels * 4  # bytes of an activation, both halves
+        if not one_batch or first_level > operators.current.batch_bytes:
             return guider(denoiser(evaluate, x, sigma, uncond), denoiser(evaluate, x, sigma, cond))
         halves = denoiser(evaluate, np.concatenate([x, x]), sigma, both)
         return guider(halves[:b], halves[b:])

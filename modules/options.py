@@ -43,7 +43,8 @@ class ClipOptions(ConditioningOptions):
     """What a clip is conditioned on, and how it is sampled and decoded, as a command's video and in validation."""
 
     decode_chunk_size: Annotated[int, Range(0, MAX_FRAMES)] = 0
-    """frames decoded at a time; fewer take less memory, more flicker less; 0 decodes all at once"""
+    """frames decoded at a time; fewer take less memory, more flicker less; 0 decodes all at once, or on Ascend as many
+    as fit"""
     sampling_steps: Annotated[int, Range(0, MAX_STEPS)] = 0
     """steps of the sampler; 0 takes the model's: 25 (svd_xt: 30)"""
 

@@ -17,6 +17,7 @@ from gm.networks.layers import (
     Linear,
     SiLU,
     TemporalConv,
+    indices,
     sinusoidal_embedding,
     timestep_mlp,
 )
@@ -168,5 +169,5 @@ class SpatialVideoTransformer(SpatialTransformer):
 
     def positions(self, num_frames: int, dtype: ms.Type) -> Tensor:
         """What is added to the tokens of each frame: (1, t, 1, c)."""
-        sinusoid = sinusoidal_embedding(ops.arange(num_frames), self.inner).astype(dtype)
+        sinusoid = sinusoidal_embedding(indices(num_frames), self.inner).astype(dtype)
         return self.time_pos_embed(sinusoid).reshape(1, num_frames, 1, -1)  # t c -> 1 t 1 c

@@ -17,7 +17,7 @@ from gm.backend import operators, winograd
 from gm.backend.kernels import activations, layout, norms, sums
 from gm.backend.kernels.activations import LOGIT_OF_CDF
 from gm.backend.kernels.threads import parallel_for
-from gm.backend.operators import Operators
+from gm.backend.operators import NO_PADDING, Operators, Padding, same_padding
 from gm.backend.zero_copy import array_of, empty, reshape
 
 ROWS_BYTES = 1 << 28  # that the rows which are worked on at once may need
@@ -48,11 +48,18 @@ class CompiledOperators(Operators):
         self.small_1_1, self.small_1_2 = SmallConv(1, 1), SmallConv(1, 2)
 
     def conv2d(
-        self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int = 1, same: bool = False
+        self,
+        direct: ops.Conv2D,
+        x: Tensor,
+        weight: Tensor,
+        bias: Optional[Tensor],
+        stride: int = 1,
+        padding: Padding = NO_PADDING,
     ) -> Tensor:
         """See :meth:`Operators.conv2d`; `super()` is not called, because a graph knows one level of it only."""
         kernel_size = weight.shape[3]
-        if not same or max(x.shape[2:]) > LARGEST_SMALL * stride or stride > 2 or kernel_size not in (1, 3):
+        large = max(x.shape[2:]) > LARGEST_SMALL * stride
+        if padding != same_padding(kernel_size) or large or stride > 2 or kernel_size not in (1, 3):
             return self.add_bias(direct(x, weight), bias)
         if kernel_size == 3:
             small = self.small_3_1 if stride == 1 else self.small_3_2
@@ -223,13 +230,19 @@ class HostOperators(CompiledOperators):
         return Tensor.from_numpy(out.reshape(x.shape[:-1] + (-1,)))
 
     def conv2d(
-        self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int = 1, same: bool = False
+        self,
+        direct: ops.Conv2D,
+        x: Tensor,
+        weight: Tensor,
+        bias: Optional[Tensor],
+        stride: int = 1,
+        padding: Padding = NO_PADDING,
     ) -> Tensor:
         """See :meth:`Operators.conv2d`: by Winograd's minimal filtering where that pays."""
-        square = same and stride == 1 and weight.shape[3] == 3 and x.dtype == ms.float32
+        square = weight.shape[3] == 3 and padding == same_padding(3) and stride == 1 and x.dtype == ms.float32
         if square and max(x.shape[2:]) > LARGEST_SMALL and winograd.pays(x.shape, weight.shape):
             return self.add_bias(winograd.conv2d(x, weight), bias)
-        return super().conv2d(direct, x, weight, bias, stride, same)
+        return super().conv2d(direct, x, weight, bias, stride, padding)
 
     def conv2d_doubled(self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """See :meth:`Operators.conv2d_doubled`: the doubled picture is never made where Winograd's filtering pays."""

@@ -4,7 +4,7 @@ import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Tuple
 
 import psutil
 
@@ -79,6 +79,9 @@ CONTAINER_FILES = (
 )
 
 
+_limits_before: Optional[Tuple[int, int]] = None
+
+
 @contextmanager
 def memory_limit() -> Iterator[None]:
     """Inside the block the process may allocate what is free at its start, swap included, and no more.
@@ -90,13 +93,20 @@ def memory_limit() -> Iterator[None]:
     if resource is None or in_use is None:
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    global _limits_before
+    soft, hard = _limits_before = resource.getrlimit(resource.RLIMIT_DATA)
     ceilings = [in_use + free_bytes(), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(ceilings), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def lift_memory_limit() -> None:
+    """Gives back what :func:`memory_limit` took, before its end: a card's driver reserves address space at will."""
+    if _limits_before is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, _limits_before)
 
 
 def free_bytes() -> int:

@@ -13,7 +13,9 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 GRAPH_MODE, PYNATIVE_MODE = 0, 1
-SCORES_BUDGET = 1 << 26  # bytes: the largest block of attention scores that is ever held
+
+Padding = Tuple[int, int, int, int]  # zeros at the top, the bottom, the left and the right
+NO_PADDING: Padding = (0, 0, 0, 0)
 
 _MATMUL = ops.MatMul(transpose_b=True)
 _SCORES, _VALUES, _SOFTMAX = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(), ops.Softmax(axis=-1)
@@ -37,11 +39,17 @@ class Operators:
 
     def geglu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """h · gelu(g), (h, g) = `x @ weightᵀ + bias` (Shazeer 2020): (…, i), (2o, i), (2o,) -> (…, o)."""
-        hidden, gate = ops.chunk(self.linear(x, weight, bias), 2, axis=-1)
+        hidden, gate = self.halves(self.linear(x, weight, bias), -1)
         return hidden * self.gelu(gate)
 
     def conv2d(
-        self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int = 1, same: bool = False
+        self,
+        direct: ops.Conv2D,
+        x: Tensor,
+        weight: Tensor,
+        bias: Optional[Tensor],
+        stride: int = 1,
+        padding: Padding = NO_PADDING,
     ) -> Tensor:
         """A convolution over (n, i, h, w).
 
@@ -49,8 +57,7 @@ class Operators:
             direct: the layer's own operator, which knows stride and padding.
             weight: (o, i, k, k).
             bias: (o,), or None.
-            stride: of `direct`.
-            same: whether the padding is k // 2 zeros on each side.
+            stride, padding: of `direct`; zeros at the top, the bottom, the left and the right.
         """
         return self.add_bias(direct(x, weight), bias)
 
@@ -58,7 +65,7 @@ class Operators:
         """A 3x3 convolution over the picture with each pixel doubled both ways: (n, i, h, w) -> (n, o, 2h, 2w)."""
         n, c, h, w = x.shape
         x = ops.broadcast_to(x.reshape(n * c, h, 1, w, 1), (n * c, h, 2, w, 2)).reshape(n, c, 2 * h, 2 * w)
-        return self.conv2d(direct, x, weight, bias, 1, True)
+        return self.conv2d(direct, x, weight, bias, 1, same_padding(3))
 
     def conv_over_time(self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A convolution of three frames, one frame of zeros at each end: (b, i, t, n), (o, i, 3, 1, 1) -> (b, o, t, n).
@@ -90,6 +97,8 @@ class Operators:
         """x·Φ(x), Φ being the standard normal distribution function (Hendrycks & Gimpel 2016), exact."""
         return ops.gelu(x.astype(ms.float32), approximate="none").astype(x.dtype)
 
+    scores_budget = 1 << 26  # bytes: the largest block of attention scores that is ever held
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         """softmax(q kᵀ / √d + bias) v: (b, h, n, d), (b, h, m, d) twice, (n, m) or None -> (b, h, n, d).
 
@@ -100,19 +109,19 @@ class Operators:
         m = k.shape[2]
         q = self.reshape(q * (d**-0.5), (b * h, n, d))
         k, v = self.reshape(k, (b * h, m, d)), self.reshape(v, (b * h, m, d))
-        heads = max(1, SCORES_BUDGET // (n * m * 4))
-        queries = n if heads > 1 else max(1, min(n, SCORES_BUDGET // (m * 4)))
+        heads = max(1, self.scores_budget // (n * m * 4))
+        queries = n if heads > 1 else max(1, min(n, self.scores_budget // (m * 4)))
         blocks = []
         for first in range(0, b * h, heads):
-            q_block, k_block, v_block = part(q, first, heads), part(k, first, heads), part(v, first, heads)
+            q_block, k_block = self.narrow(q, 0, first, heads), self.narrow(k, 0, first, heads)
+            v_block = self.narrow(v, 0, first, heads)
             if queries == n:
                 blocks.append(self.attention_block(q_block, k_block, v_block, bias))
                 continue
             rows = []
             for start in range(0, n, queries):
-                stop = min(start + queries, n)
-                rows_bias = None if bias is None else bias[start:stop]
-                rows.append(self.attention_block(q_block[:, start:stop], k_block, v_block, rows_bias))
+                rows_bias = None if bias is None else self.narrow(bias, 0, start, queries)
+                rows.append(self.attention_block(self.narrow(q_block, 1, start, queries), k_block, v_block, rows_bias))
             blocks.append(ops.cat(rows, axis=1))
         return self.reshape(joined(blocks), (b, h, n, d))
 
@@ -150,6 +159,36 @@ class Operators:
         """The axes of x in another order."""
         return ops.transpose(x, order)
 
+    def halves(self, x: Tensor, axis: int) -> Tuple[Tensor, Tensor]:
+        """The first and the second half along an axis."""
+        return ops.chunk(x, 2, axis=axis)
+
+    def entry(self, x: Tensor, axis: int, index: int) -> Tensor:
+        """What is at one place of axis 0 or 1, which goes."""
+        return x[index] if axis == 0 else x[:, index]
+
+    def narrow(self, x: Tensor, axis: int, start: int, length: int) -> Tensor:
+        """So many places of one of the first three or last two axes, or those that there are, from `start` on; all of
+        them are no copy. Each axis has a line, because a graph has no gradient for an index that is put together."""
+        stop = min(start + length, x.shape[axis])
+        if length >= x.shape[axis]:
+            return x
+        if axis == 0:
+            return x[start:stop]
+        if axis == 1:
+            return x[:, start:stop]
+        if axis == 2:
+            return x[:, :, start:stop]
+        return x[..., start:stop] if axis == x.ndim - 1 else x[..., start:stop, :]
+
+    def mean(self, x: Tensor, axis: Optional[int] = None) -> Tensor:
+        """The mean along an axis, which goes, or of all numbers."""
+        return ops.mean(x, axis)
+
+    def stack(self, numbers: Sequence[Tensor]) -> Tensor:
+        """n numbers, of shape (), as one tensor: (n,)."""
+        return ops.stack(numbers)
+
     def by_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int) -> Tensor:
         """`function(x)` for one that treats each row of axis 0 by itself, which may be called for some rows at a time.
 
@@ -158,6 +197,13 @@ class Operators:
             row_bytes: that it needs on the way for one row.
         """
         return function(x)
+
+    batch_bytes = 1 << 27  # of one activation: guidance halves that have more run one after the other
+
+    def images_at_once(self, count: int, numbers: int) -> int:
+        """How many of so many images are decoded together where the user does not say; `numbers` is the size of one's
+        largest activation."""
+        return count
 
     def memoise(self, method: Callable, *inputs: Any) -> Any:
         """`method(*inputs)`, which may be computed once for as long as parameters do not change.
@@ -196,9 +242,9 @@ class Operators:
         return ops.reduce_sum(ops.square(tensor))
 
 
-def part(x: Tensor, first: int, count: int) -> Tensor:
-    """`x[first:first + count]`, up to the last row; a slice of all rows would be a copy."""
-    return x if count >= x.shape[0] else x[first : min(first + count, x.shape[0])]
+def same_padding(kernel_size: int) -> Padding:
+    """With which a convolution of stride 1 and an odd kernel gives a picture of its input's size."""
+    return (kernel_size // 2, kernel_size // 2, kernel_size // 2, kernel_size // 2)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

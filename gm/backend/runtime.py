@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from typing import Any, Dict, Literal, NamedTuple, Optional
 
+from gm.backend.memory import lift_memory_limit
 from gm.errors import UserError
 
 GRAPH_MODE, PYNATIVE_MODE = 0, 1
@@ -21,6 +23,8 @@ RUNTIME_FLAGS: Dict[str, Dict[str, Any]] = {  # of a command, as a parser's argu
         "help": "auto takes an Ascend card if there is one, else the CPU",
     },
 }
+
+OLDEST, NEWEST = (2, 7, 2), (2, 10)  # releases of MindSpore that the tests ran with
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +53,29 @@ def setup_runtime(mode: Optional[int] = GRAPH_MODE, device_target: str = "auto",
     _set_environment()
     import mindspore as ms  # the environment must be set first
 
+    check_release(ms.__version__)
     device = choose_device(device_target, _ascend_available(), flag)
+    if device != "CPU":
+        lift_memory_limit()
     _set_device(device, flag)
     mode = preferred_mode(device) if mode is None else mode
     ms.set_context(mode=mode)
     logger.info("MindSpore %s on %s, %s mode", ms.__version__, device, "graph" if mode == GRAPH_MODE else "PyNative")
     return Runtime(device, mode)
+
+
+def check_release(version: str) -> None:
+    """Refuses a MindSpore that is too old, and warns of one that is newer than all that were tried.
+
+    Raises:
+        UserError: it is too old.
+    """
+    release = tuple(map(int, re.findall(r"\d+", version)[:3]))
+    oldest, newest = (".".join(map(str, numbers)) for numbers in (OLDEST, NEWEST))
+    if release < OLDEST:
+        raise UserError(f"MindSpore {version} is too old; install {oldest} to {newest}, on Ascend the one of your CANN")
+    if release[:2] > NEWEST:
+        logger.warning("MindSpore %s is newer than what was tried here, %s to %s", version, oldest, newest)
 
 
 def preferred_mode(device: str) -> int:

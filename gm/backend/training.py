@@ -18,6 +18,7 @@ from gm.backend.host import CompiledOperators
 from gm.backend.kernels import sums, updates, winograd, winograd_adjoint
 from gm.backend.kernels.threads import parallel_for
 from gm.backend.kernels.winograd import PLACES, SIDE, TILE
+from gm.backend.operators import NO_PADDING, Padding, same_padding
 
 LARGE = 1 << 20  # numbers, from which on a kernel makes up for being called
 LEAST_CHANNELS = 48
@@ -50,13 +51,19 @@ class TrainingOperators(CompiledOperators):
         return self.linear(x, weights[0], biases[0]) * self.gelu(self.linear(x, weights[1], biases[1]))
 
     def conv2d(
-        self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int = 1, same: bool = False
+        self,
+        direct: ops.Conv2D,
+        x: Tensor,
+        weight: Tensor,
+        bias: Optional[Tensor],
+        stride: int = 1,
+        padding: Padding = NO_PADDING,
     ) -> Tensor:
         """See :meth:`Operators.conv2d`."""
-        square = same and stride == 1 and weight.shape[3] == 3
+        square = weight.shape[3] == 3 and padding == same_padding(3) and stride == 1
         if square and self.filter_pays(x, weight) and x.shape[3] % TILE == 0 and tiles_pay(x.shape, weight.shape):
             return self.add_bias(self.by_tiles(x, weight), bias)
-        return super().conv2d(direct, x, weight, bias, stride, same)
+        return super().conv2d(direct, x, weight, bias, stride, padding)
 
     def conv_over_time(self, direct: ops.Conv2D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """See :meth:`Operators.conv_over_time`."""

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Callable, List, Optional, Sequence
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from gm.backend import operators
 from gm.networks.layers import (
@@ -193,6 +193,8 @@ class Decoder(nn.Cell):
         super().__init__()
         block = type(self).block
         channels = ch * ch_mult[-1]
+        # The largest activation has the second level's channels in the picture's size.
+        self.numbers_per_place = ch * ch_mult[min(1, len(ch_mult) - 1)] * 4 ** (len(ch_mult) - 1)
         self.conv_in = Conv2d(z_channels, channels, 3, padding=1)
         self.mid = Middle(channels, block)
         levels = []
@@ -265,4 +267,4 @@ class AutoencoderKL(AutoencodingEngine):
 
 def mode(moments: Tensor) -> Tensor:
     """The mean of a diagonal Gaussian given its moments: (n, 2z, h, w) -> (n, z, h, w)."""
-    return ops.chunk(moments, 2, axis=1)[0]
+    return operators.current.halves(moments, 1)[0]

@@ -43,7 +43,8 @@ class SelfAttention(nn.Cell):
         qkv = operators.current.linear(x, weight, self.in_proj_bias)
         qkv = operators.current.reshape(qkv, (b, n, 3, self.heads, c // self.heads))
         qkv = operators.current.permute(qkv, (2, 0, 3, 1, 4))  # b n 3 h d -> 3 b h n d
-        return self.out_proj(attend(qkv[0], qkv[1], qkv[2], bias))
+        q, k, v = [operators.current.entry(qkv, 0, index) for index in range(3)]
+        return self.out_proj(attend(q, k, v, bias))
 
 
 class MLP(nn.Cell):
@@ -126,7 +127,7 @@ class VisionTransformer(nn.Cell):
         x = ops.cat((first, x), axis=1)
         x = self.ln_pre(operators.current.add(x, self.positional_embedding.astype(x.dtype).expand_dims(0)))
         x = self.transformer(x)
-        return ops.matmul(self.ln_post(x[:, 0]), self.proj.astype(x.dtype))
+        return ops.matmul(self.ln_post(operators.current.entry(x, 1, 0)), self.proj.astype(x.dtype))
 
 
 class OpenCLIP(nn.Cell):

@@ -90,13 +90,14 @@ class Conv2d(nn.Cell):
         self.weight = Parameter(_uniform(shape, fan_in, zero_init))
         self.bias = Parameter(_uniform((out_channels,), fan_in, zero_init)) if bias else None
         self.compute_dtype: Optional[ms.Type] = None
-        self.stride, self.same = stride, padding == kernel_size // 2
+        self.stride = stride
+        self.padding = padding if isinstance(padding, tuple) else (padding, padding, padding, padding)
         self.direct = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
 
     def construct(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c', h', w')."""
         x, weight = in_type(self.compute_dtype, x, self.weight)
-        return operators.current.conv2d(self.direct, x, weight, self.bias, self.stride, self.same)
+        return operators.current.conv2d(self.direct, x, weight, self.bias, self.stride, self.padding)
 
 
 class UpsamplingConv(Conv2d):
@@ -239,14 +240,21 @@ def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10000.
         (n, dim), fp32.
     """
     half = dim // 2
-    frequencies = ops.exp(ops.arange(half).astype(ms.float32) * (-math.log(max_period) / half))
+    frequencies = ops.exp(indices(half) * (-math.log(max_period) / half))
     angles = positions.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)  # n half
     return ops.cat((ops.cos(angles), ops.sin(angles)), axis=-1)
+
+
+@ops.constexpr
+def indices(count: int) -> Tensor:
+    """0, 1, … as a constant of the graph: (count,), fp32."""
+    return Tensor(np.arange(count, dtype=np.float32))
 
 
 def timestep_mlp(in_features: int, hidden: int, out_features: int) -> nn.SequentialCell:
     """The two-layer SiLU network behind every sinusoidal embedding."""
     return nn.SequentialCell(Linear(in_features, hidden), SiLU(), Linear(hidden, out_features))
+
 
 def to_tokens(x: Tensor) -> Tensor:
     """n c h w -> n (h w) c."""

@@ -4,7 +4,7 @@ import re
 from typing import Dict, List, Optional
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from gm.backend import operators
@@ -52,7 +52,7 @@ class LoRALinear(Linear):
         return super().construct(x) + self.lora_B(self.lora_A(x)) * self.scale
 
     def gated(self, x: Tensor) -> Tensor:
-        hidden, gate = ops.chunk(self.construct(x), 2, axis=-1)
+        hidden, gate = operators.current.halves(self.construct(x), -1)
         return hidden * operators.current.gelu(gate)
 
 

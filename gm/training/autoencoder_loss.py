@@ -5,6 +5,7 @@ from typing import List, NamedTuple, Tuple
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.backend import operators
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencoderKL, AutoencodingEngine
 
 BLOCK = DOWNSAMPLING  # pixels
@@ -49,13 +50,14 @@ class ReconstructionLoss(nn.Cell):
         error = decoded - frames
         loss = mean_size(error)
         if self.edge_weight:
-            edges = mean_size(error[..., 1:] - error[..., :-1]) + mean_size(error[..., 1:, :] - error[..., :-1, :])
+            edges = mean_size(steps_along(error, 4)) + mean_size(steps_along(error, 3))
             if error.shape[1] > 1:
-                edges = edges + mean_size(error[:, 1:] - error[:, :-1])
+                edges = edges + mean_size(steps_along(error, 1))
             loss = loss + self.edge_weight * edges
         if self.colour_weight:
             blocks = block_means(error)
-            next_channel = ops.cat((blocks[:, :, 1:], blocks[:, :, :1]), axis=2)
+            first, others = operators.current.narrow(blocks, 2, 0, 1), operators.current.narrow(blocks, 2, 1, 2)
+            next_channel = ops.cat((others, first), axis=2)
             loss = loss + self.colour_weight * (mean_size(blocks) + mean_size(next_channel - blocks))
         if self.rms_weight:
             loss = loss + self.rms_weight * ops.sqrt(mean_of_clip(ops.square(error)) + RMS_FLOOR)
@@ -90,17 +92,18 @@ class AutoencoderLoss(nn.Cell):
     def construct(self, frames: Tensor, noise: Tensor, loss_scale: Tensor) -> Tuple[Tensor, Tensor]:
         """frames: (b, t, 3, H, W); noise: (b·t, z, h, w), unit Gaussian -> (a number, (b,))."""
         b = frames.shape[0]
-        mean, log_variance = ops.chunk(self.autoencoder.moments(frames.reshape(-1, *frames.shape[2:])), 2, axis=1)
+        moments = self.autoencoder.moments(frames.reshape(-1, *frames.shape[2:]))
+        mean, log_variance = operators.current.halves(moments, 1)
         log_variance = ops.clamp(log_variance, -30.0, 20.0)
         decoded = self.autoencoder.decode(mean + ops.exp(0.5 * log_variance) * noise)
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
-        losses = losses + self.kl_weight * ops.mean(divergence.reshape(b, -1), 1)
+        losses = losses + self.kl_weight * operators.current.mean(divergence.reshape(b, -1), 1)
         if self.anchor_weight:
             colours = block_means(frames).reshape(-1, 3, *mean.shape[2:])
-            distance = ops.abs(mean[:, :3] - COLOUR_SCALE * colours)
-            losses = losses + self.anchor_weight * ops.mean(distance.reshape(b, -1), 1)
-        return ops.mean(losses) * loss_scale, losses
+            distance = ops.abs(operators.current.narrow(mean, 1, 0, 3) - COLOUR_SCALE * colours)
+            losses = losses + self.anchor_weight * operators.current.mean(distance.reshape(b, -1), 1)
+        return operators.current.mean(losses) * loss_scale, losses
 
 
 class DecoderLoss(nn.Cell):
@@ -119,7 +122,7 @@ class DecoderLoss(nn.Cell):
         """frames: (b, t, 3, H, W); latents: (b·t, z, h, w), not scaled -> (a number, (b,))."""
         decoded = self.autoencoder.decode(latents.reshape(frames.shape[:2] + latents.shape[1:]))
         losses = self.reconstruction(decoded.reshape(frames.shape), frames)
-        return ops.mean(losses) * loss_scale, losses
+        return operators.current.mean(losses) * loss_scale, losses
 
 
 def mean_size(error: Tensor) -> Tensor:
@@ -129,7 +132,13 @@ def mean_size(error: Tensor) -> Tensor:
 
 def mean_of_clip(x: Tensor) -> Tensor:
     """(b, …) -> (b,)."""
-    return ops.mean(x.reshape(x.shape[0], -1), 1)
+    return operators.current.mean(x.reshape(x.shape[0], -1), 1)
+
+
+def steps_along(x: Tensor, axis: int) -> Tensor:
+    """The differences of neighbours along an axis, which is one shorter then."""
+    last = x.shape[axis] - 1
+    return operators.current.narrow(x, axis, 1, last) - operators.current.narrow(x, axis, 0, last)
 
 
 def block_means(x: Tensor) -> Tensor:

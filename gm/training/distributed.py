@@ -12,8 +12,12 @@ from gm.errors import UserError
 FLAG = "--environment."
 MSRUN_WORKERS, MSRUN_ROLE = "MS_WORKER_NUM", "MS_ROLE"  # set by msrun for the processes that it starts
 # How long a process on the CPU waits for the others' part of a sum, in seconds: while rank 0 writes a checkpoint or
-# validation videos. MindSpore's 30 would end the run then. (On Ascend HCCL waits, half an hour by default.)
-CPU_TIMEOUT = ("MS_NODE_TIMEOUT", "3600")
+# validation videos. MindSpore's 30 would end the run then.
+CPU_TIMEOUT = {"MS_NODE_TIMEOUT": "3600"}
+# The same of CANN's HCCL, whose 120 s until all are connected and 1836 s for a sum end where one process still encodes
+# its share of a latent cache: 2 hours, the most, and a day, in its unit of 68 s.
+ASCEND_TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "86360"}
+FUSED_MEGABYTES = 64  # of gradients that cards add up in one go
 START = "msrun --worker_num=N --local_worker_num=N train.py … --environment.distributed=True"
 
 
@@ -63,8 +67,9 @@ def connect(distributed: bool, shard_optimizer: bool, device: str) -> Communicat
         )
     if not distributed:
         return Communicator()
-    if device == "CPU" and os.environ.get(MSRUN_ROLE) == "MS_WORKER":  # the scheduler keeps watch as it does
-        os.environ.setdefault(*CPU_TIMEOUT)
+    if os.environ.get(MSRUN_ROLE, "MS_WORKER") == "MS_WORKER":  # the scheduler keeps watch as it does
+        for name, seconds in (CPU_TIMEOUT if device == "CPU" else ASCEND_TIMEOUTS).items():
+            os.environ.setdefault(name, seconds)
     from mindspore import communication
 
     communication.init()
@@ -75,5 +80,8 @@ def connect(distributed: bool, shard_optimizer: bool, device: str) -> Communicat
         gradients_mean=True,
         parameter_broadcast=False,
         enable_parallel_optimizer=shard_optimizer,
+        **({} if device == "CPU" else {"comm_fusion": {"allreduce": {"mode": "size", "config": FUSED_MEGABYTES}}}),
     )
-    return Communicator(rank, world_size)
+    communicator = Communicator(rank, world_size)
+    communicator.wait()  # connects them now, not hours later
+    return communicator

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.backend import operators
 from gm.errors import UserError
 from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import VScalingWithEDMcNoise
@@ -161,8 +162,8 @@ class DiffusionLoss(nn.Cell):
         b = c_noise.shape[0]
         prediction = self.network(x, c_noise, crossattn, vector).astype(ms.float32)
         difference = (prediction - target).reshape(b, -1)  # (b t) c h w -> b (t c h w)
-        clip_losses = ops.mean(ops.square(difference), 1) * weight
-        return ops.mean(clip_losses) * loss_scale, clip_losses
+        clip_losses = operators.current.mean(ops.square(difference), 1) * weight
+        return operators.current.mean(clip_losses) * loss_scale, clip_losses
 
 
 def edm_weight(sigma: np.ndarray) -> np.ndarray:

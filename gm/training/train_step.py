@@ -130,7 +130,7 @@ class SquareSums(nn.Cell):
 
     def construct(self, gradients):
         """A tuple of n gradients -> (n,)."""
-        return ops.stack(self.map(_square_sum, gradients))
+        return operators.current.stack(self.map(_square_sum, gradients))
 
 
 class StepResult(NamedTuple):

@@ -1,5 +1,6 @@
 """Weights from a checkpoint file into a network, without a second copy, and trained ones back into a file."""
 
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Tuple
 
@@ -36,13 +37,15 @@ def load_weights(
 
     Args:
         prefix: what the file's names have before the network's.
-        dtype: of the parameters with two or more axes; biases and norms stay fp32.
+        dtype: of the parameters with two or more axes and of their biases; norms stay fp32.
         needed: chooses parameters by their name in the network; the others are left uninitialised.
         title: shows a progress bar of this name where standard error is a terminal.
     """
+    axes = {name: parameter.ndim for name, parameter in net.parameters_and_names()}
     parameters = [(name, p) for name, p in net.parameters_and_names() if needed is None or needed(name)]
     for name, parameter in tqdm(parameters, desc=title, unit="tensor", disable=None if title else True, leave=False):
-        array, wanted = source.read(prefix + name), dtype if parameter.ndim > 1 else ms.float32
+        of_product = max(axes[name], axes.get(re.sub("bias$", "weight", name), 0)) > 1
+        array, wanted = source.read(prefix + name), dtype if of_product else ms.float32
         set_parameter(parameter, array, wanted)
         if array.dtype != NUMPY_TYPE[wanted]:
             source.release(prefix + name)  # what was read is converted: its pages are not needed any more

@@ -43,6 +43,7 @@ class TrainingStage(NamedTuple):
 def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> TrainingStage:
     """The denoising network, or a LoRA of it."""
     run, lora, stage = options.run, options.lora, engine.network
+    stage.dtype = ms.float16 if amp == "O2" else ms.float32  # of what is frozen
     writer: WeightsWriter
     if lora.rank:
         parameters = unfreeze_lora(stage, run.temporal_only, lora, options.environment.seed)

@@ -1,11 +1,12 @@
 """Training from scratch: the image autoencoder, then the temporal decoder that starts from it."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 
 from gm.errors import UserError
 from modules.video_unet import is_temporal
-from tests.e2e.training import changed_names, checkpoints, losses, read
+from tests.e2e.training import GRAPH, PYNATIVE, changed_names, checkpoints, losses, read
 
 ENCODER = "conditioner.embedders.3.encoder."
 FIRST_STAGE = "first_stage_model."
@@ -52,6 +53,25 @@ def test_the_temporal_decoder(place, model, tmp_path, temporal_only):
     decoder = {name for name in read(model) if name.startswith(f"{FIRST_STAGE}decoder.")}
     wanted = {name for name in decoder if is_temporal(name)} if temporal_only else decoder
     assert changed <= wanted and len(changed) > 0.9 * len(wanted)
+
+
+@pytest.fixture
+def strict():
+    """Compiling refuses what would be Python in a compiled network (PyExecute)."""
+    ms.set_context(jit_syntax_level=ms.STRICT)
+    yield
+    ms.set_context(jit_syntax_level=ms.LAX)
+
+
+@pytest.mark.parametrize("stage", ["decoder", "unet"])
+def test_compiled_networks_hold_no_python(place, model, tmp_path, strict, stage):
+    """And compute what operators one by one do."""
+    runs = {}
+    for mode in (PYNATIVE, GRAPH):
+        flags = (f"--train.stage={stage}", f"--environment.mode={mode}", f"--train.pretrained={model}")
+        output = place.train(tmp_path / str(mode), *flags, "--train.ema_decay=0", "--train.max_steps=1")
+        runs[mode] = losses(output)[1]
+    assert runs[GRAPH] == pytest.approx(runs[PYNATIVE], rel=1e-4)
 
 
 @pytest.mark.parametrize(

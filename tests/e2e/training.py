@@ -20,7 +20,7 @@ from tests.svd_tools.small_model import save_random
 PROJECT = Path(__file__).parents[2]
 MODEL = Path(__file__).with_name("mini.yaml")
 NUM_VIDEOS, NUM_FRAMES = 4, 12
-PYNATIVE = 1
+GRAPH, PYNATIVE = 0, 1
 
 
 class Workplace:

@@ -9,6 +9,7 @@ from mindspore import Tensor
 from gm.backend import kernel_fusion
 from gm.backend.operators import inference
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
+from tests.gm.backend import mint_on_cpu
 from tests.parity.peers import relative_error
 
 TOLERANCE = 1e-4
@@ -71,6 +72,23 @@ def test_unet_by_this_processor_s_operators(peer, engine, compiled):
     with inference(compiled):
         result = our_unet(engine, *inputs)
     assert relative_error(result, torch_unet(peer, *inputs)) <= TOLERANCE
+
+
+@pytest.fixture
+def as_on_ascend(monkeypatch):
+    mint_on_cpu.run_as_on_ascend(monkeypatch)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "compiled"])
+def test_networks_by_ascend_s_operators(peer, engine, as_on_ascend, compiled):
+    """All but CANN's own kernels: small functions with their signatures stand in their places."""
+    inputs = unet_inputs(2, 4, 8, 16)
+    with inference(compiled):
+        result = our_unet(engine, *inputs)
+    assert relative_error(result, torch_unet(peer, *inputs)) <= TOLERANCE
+    for test, shape in ((test_temporal_decoder, (3, 12, 8)), (test_vae_encoder, (1, 96, 40)), (test_clip_tower, ())):
+        with inference(compiled):
+            test(peer, engine, *shape)
 
 
 @pytest.mark.slow

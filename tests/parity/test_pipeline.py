@@ -11,10 +11,12 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from gm.backend import winograd
+from gm.backend.operators import Operators
 from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.errors import UserError
 from modules.compatibility import to_pixels
 from modules.pipeline import SVDPipeline
+from tests.gm.backend import mint_on_cpu
 from tests.parity.peers import CONFIG
 
 STEPS = 3
@@ -136,6 +138,14 @@ def test_what_is_compiled_is_kept_unless_told_otherwise(peer, image, monkeypatch
     assert bool(recipes) == (wanted is None)
 
 
+def test_ascend_s_operators_in_half_precision(peer, image, frames_of_seed_7, monkeypatch):
+    """The fused attention as a formula in fp32; the frames are as near to fp32's as by the CPU's operators."""
+    mint_on_cpu.run_as_on_ascend(monkeypatch)
+    half = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, amp_level="O2")
+    difference = half(image, 7).astype(float) - frames_of_seed_7
+    assert 0 < np.abs(difference).mean() < 1.5
+
+
 def test_offloading_changes_nothing(peer, image, frames_of_seed_7):
     offloaded = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=2, offload=True)
     assert all(stage.net is None for stage in offloaded.engine.parts)
@@ -160,7 +170,7 @@ def test_options_can_be_changed_between_videos_and_the_estimates_watched(peer, i
 
 
 def test_guidance_halves_in_one_batch_or_in_turn(pipeline, image, frames_of_seed_7, monkeypatch):
-    monkeypatch.setattr("gm.model.BATCHED_GUIDANCE_BYTES", 0)
+    monkeypatch.setattr(Operators, "batch_bytes", 0)
     assert np.abs(pipeline(image, 7).astype(int) - frames_of_seed_7.astype(int)).max() <= 1
 
 
@@ -178,7 +188,7 @@ def test_guidance_on_an_interval_of_sigmas(peer, image, frames_of_seed_7):
 @pytest.mark.parametrize("batched_bytes", [0, 1 << 27], ids=["in turn", "one batch"])
 def test_feature_cache(peer, image, frames_of_seed_7, monkeypatch, batched_bytes):
     """The first step is exact, the second, in the middle of three, is not; the third's noise level is nearly 0."""
-    monkeypatch.setattr("gm.model.BATCHED_GUIDANCE_BYTES", batched_bytes)
+    monkeypatch.setattr(Operators, "batch_bytes", batched_bytes)
 
     def sample(steps, **options):
         pipeline = SVDPipeline(CONFIG, peer.checkpoint, num_frames=3, sampling_steps=steps, **options)

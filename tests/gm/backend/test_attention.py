@@ -1,14 +1,13 @@
 """Attention in blocks against the plain formula, and the choice of Ascend's fused operator."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from gm.backend import operators
-from gm.backend.ascend import FLASH_MAX_BATCH, AscendOperators
+from gm.backend.ascend import PLAIN_ATTENTION, AscendOperators
 from gm.backend.host import HostOperators
 from gm.backend.operators import Operators
+from tests.gm.backend import mint_on_cpu
 
 
 def plain(q, k, v, bias=0.0):
@@ -25,7 +24,7 @@ def qkv(b=2, h=3, n=10, m=7, d=16, dtype=np.float32):
 @pytest.mark.parametrize("budget", [1 << 26, 7 * 10 * 4 * 2, 7 * 10 * 4, 7 * 4 * 3, 1])
 @pytest.mark.parametrize("door", [Operators(), HostOperators()], ids=["own", "host"])
 def test_blocks_change_nothing(monkeypatch, door, budget):
-    monkeypatch.setattr(operators, "SCORES_BUDGET", budget)
+    monkeypatch.setattr(Operators, "scores_budget", budget)
     q, k, v = qkv()
     out = door.attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
     np.testing.assert_allclose(out, plain(q, k, v), rtol=1e-4, atol=1e-5)
@@ -38,7 +37,7 @@ def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
     sizes = []
     door = Operators()
     whole = door.attention_block
-    monkeypatch.setattr(operators, "SCORES_BUDGET", 7 * 4 * 3)
+    monkeypatch.setattr(Operators, "scores_budget", 7 * 4 * 3)
 
     def block(q, k, v, bias):
         sizes.append(q.shape[0] * q.shape[1] * k.shape[1] * 4)
@@ -50,21 +49,26 @@ def test_no_block_of_scores_exceeds_the_budget(monkeypatch):
     assert max(sizes) <= 7 * 4 * 3
 
 
-@pytest.mark.parametrize("dtype, fused", [(np.float16, True), (np.float32, False)])
-def test_ascend_s_operator_takes_half_precision_in_batches_it_allows(monkeypatch, dtype, fused):
-    """Temporal attention has a pixel in each batch entry: 9216 at 1024x576, where the operator takes 2048."""
+@pytest.mark.parametrize(
+    "dtype, plain_wanted, fused", [(np.float16, "0", True), (np.float16, "1", False), (np.float32, "0", False)]
+)
+def test_ascend_s_fused_attention_takes_half_precision_unless_told_otherwise(monkeypatch, dtype, plain_wanted, fused):
+    """Temporal attention has a pixel in each batch entry: 18432 at 1024x576 with both guidance halves."""
     calls = []
 
-    def flash(q, k, v, heads, input_layout, scalar_value):
-        assert q.ndim == 4 and input_layout == "BNSD"
-        assert q.shape[0] <= 2048 and q.shape[1] == heads and q.shape[3] % 16 == 0
-        assert q.dtype == k.dtype == v.dtype == ms.float16
-        calls.append(q.shape[0])
-        return Tensor(plain(*(x.asnumpy().astype(np.float32) for x in (q, k, v)))).astype(q.dtype)
+    def flash(q, *args, **kwargs):
+        calls.append(q.shape)
+        return mint_on_cpu.flash_attention_score(q, *args, **kwargs)
 
+    monkeypatch.setenv(PLAIN_ATTENTION, plain_wanted)
     monkeypatch.setattr(ops, "flash_attention_score", flash)
-    q, k, v = qkv(b=4100, h=1, n=3, m=3, dtype=dtype)
+    q, k, v = qkv(b=18432, h=1, n=3, m=3, dtype=dtype)
     out = AscendOperators().attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
     np.testing.assert_allclose(out, plain(*(x.astype(np.float32) for x in (q, k, v))), rtol=0.02, atol=0.02)
-    assert calls == ([2048, 2048, 4] if fused else [])
-    assert FLASH_MAX_BATCH == 2048
+    assert calls == ([(18432, 1, 3, 16)] if fused else [])
+
+
+def test_heads_that_the_fused_attention_does_not_take():
+    q, k, v = qkv(d=24, dtype=np.float16)
+    out = AscendOperators().attention(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    np.testing.assert_allclose(out, plain(*(x.astype(np.float32) for x in (q, k, v))), rtol=0.02, atol=0.02)

@@ -38,6 +38,16 @@ def test_more_than_is_free_is_refused_and_the_limit_lifted_again(machine):
     bytearray(400 * MIB)
 
 
+def test_a_card_has_no_limit(machine):
+    machine(200 * MIB)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory_limit.memory_limit():
+        assert resource.getrlimit(resource.RLIMIT_DATA) != before
+        memory_limit.lift_memory_limit()
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 def test_the_limit_is_lifted_after_an_error(machine):
     machine(200 * MIB)
     before = resource.getrlimit(resource.RLIMIT_DATA)

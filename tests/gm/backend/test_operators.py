@@ -16,12 +16,14 @@ from gm.backend.ascend import AscendOperators
 from gm.backend.host import CompiledOperators, HostOperators
 from gm.backend.operators import GRAPH_MODE, PYNATIVE_MODE, Operators, inference, training, using
 from gm.backend.training import TrainingOperators
+from tests.gm.backend import mint_on_cpu
 
 PROJECT = Path(__file__).parents[3]
 IMPLEMENTATIONS = {  # what networks call, and the mode that it is for
     "own": (Operators, PYNATIVE_MODE),
     "own, compiled": (Operators, GRAPH_MODE),
-    "ascend": (AscendOperators, PYNATIVE_MODE),  # in fp32: the fused attention has no kernel here
+    "ascend": (AscendOperators, PYNATIVE_MODE),
+    "ascend, compiled": (AscendOperators, GRAPH_MODE),
     "compiled": (CompiledOperators, GRAPH_MODE),
     "host": (HostOperators, PYNATIVE_MODE),
     "training": (TrainingOperators, GRAPH_MODE),
@@ -45,16 +47,19 @@ class Case(NamedTuple):
     given_up: int = -1
 
 
-def conv2d(shape, outputs, kernel=3, stride=1, padding=None, bias=True):
+def conv2d(shape, outputs, kernel=3, stride=1, padding=None, bias=True, sides=None):
     padding = kernel // 2 if padding is None else padding
-    direct = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)
+    top, bottom, left, right = sides = sides or (padding,) * 4
+    direct = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=sides, stride=stride)
+
+    def theirs(x, weight, bias=None):
+        return functional.conv2d(functional.pad(x, (left, right, top, bottom)), weight, bias, stride)
+
     inputs = [numbers(*shape), numbers(outputs, shape[1], kernel, kernel, seed=1) / np.float32(kernel)]
-    same = padding == kernel // 2
     if not bias:
-        return Case("conv2d", lambda x, w: functional.conv2d(x, w, None, stride, padding), inputs, (direct,),
-                    (None, stride, same))  # fmt: skip
+        return Case("conv2d", theirs, inputs, (direct,), (None, stride, sides))
     inputs.append(numbers(outputs, seed=2))
-    return Case("conv2d", lambda *args: functional.conv2d(*args, stride, padding), inputs, (direct,), (stride, same))
+    return Case("conv2d", theirs, inputs, (direct,), (stride, sides))
 
 
 def doubled(shape, outputs):
@@ -147,6 +152,7 @@ CASES = {
     "conv2d of few pixels by 2": conv2d((3, 6, 5, 4), 5, stride=2),
     "conv2d 1x1": conv2d((3, 6, 3, 2), 5, kernel=1, bias=False),
     "conv2d of stride 2": conv2d((2, 5, 9, 7), 6, stride=2),
+    "conv2d of unlike sides": conv2d((2, 5, 8, 6), 7, stride=2, sides=(0, 1, 0, 1)),
     "conv2d of patches": conv2d((2, 3, 28, 28), 9, kernel=14, stride=14, padding=0, bias=False),
     "conv2d doubled": doubled((2, 5, 3, 4), 6),
     "conv2d doubled in tiles": doubled((2, 96, 9, 11), 100),
@@ -177,6 +183,16 @@ CASES = {
     "permute, five axes": permute((2, 3, 4, 5, 6), (2, 0, 3, 1, 4)),
     "permute, the last two": permute((3, 70, 33), (0, 2, 1)),
     "permute, all": permute((3, 4, 5, 6), (3, 1, 2, 0)),
+    "halves": Case("halves", lambda x: x.chunk(2, 1)[1], [numbers(3, 6, 5)], after=(1,)),
+    "entry": Case("entry", lambda x: x[2], [numbers(3, 6, 5)], after=(0, 2)),
+    "entry of the second axis": Case("entry", lambda x: x[:, 2], [numbers(3, 6, 5)], after=(1, 2)),
+    "narrow": Case("narrow", lambda x: x[:, :, :, 1:4], [numbers(2, 3, 4, 5, 6)], after=(3, 1, 3)),
+    "narrow, the third": Case("narrow", lambda x: x[:, :, 1:3], [numbers(2, 3, 4, 5, 6)], after=(2, 1, 2)),
+    "narrow, the last": Case("narrow", lambda x: x[..., 2:], [numbers(2, 3, 4, 5, 6)], after=(4, 2, 4)),
+    "narrow to the end": Case("narrow", lambda x: x[3:], [numbers(5, 6)], after=(0, 3, 4)),
+    "narrow, all": Case("narrow", lambda x: x, [numbers(5, 6)], after=(1, 0, 6)),
+    "mean": Case("mean", torch.mean, [numbers(5, 600)]),
+    "mean of each": Case("mean", lambda x: x.mean(1), [numbers(5, 600)], after=(1,)),
     "by_rows": Case("by_rows", torch.neg, [numbers(7, 2, 5)], (ops.neg,), (1 << 27,)),
 }
 LARGE_CASES = {"add_bias of many rows", "linear of many rows", "conv2d in tiles", "conv2d doubled in tiles"}
@@ -190,7 +206,8 @@ class Net(nn.Cell):
         self.method, self.before, self.after = case.method, case.before, case.after
 
     def construct(self, *inputs):
-        return getattr(operators.current, self.method)(*self.before, *inputs, *self.after)
+        result = getattr(operators.current, self.method)(*self.before, *inputs, *self.after)
+        return result[1] if isinstance(result, tuple) else result
 
 
 def net_of(case):
@@ -198,16 +215,18 @@ def net_of(case):
 
 
 # What is compiled one by one takes a third of a second for each operator.
-SLOW = {"own, compiled", "training, one by one"}
+SLOW = {"own, compiled", "ascend, compiled", "training, one by one"}
 
 
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in IMPLEMENTATIONS]
 
 
 @pytest.fixture(params=PARAMS)
-def door(request):
+def door(request, monkeypatch):
     """One implementation, in its mode; the session's conftest restores the mode."""
     make, mode = IMPLEMENTATIONS[request.param]
+    if make is AscendOperators:
+        mint_on_cpu.put_in_place(monkeypatch)
     ms.set_context(mode=mode)
     with using(make()) as implementation:
         yield implementation
@@ -230,8 +249,9 @@ def test_values(door, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - LARGE_CASES))
-@pytest.mark.parametrize("make", [Operators, HostOperators], ids=["own", "host"])
-def test_half_precision(make, name):
+@pytest.mark.parametrize("make", [Operators, HostOperators, AscendOperators], ids=["own", "host", "ascend"])
+def test_half_precision(make, name, monkeypatch):
+    mint_on_cpu.put_in_place(monkeypatch)
     case = CASES[name]
     halves = [array.astype(np.float16) for array in case.inputs]
     with using(make()):
@@ -281,7 +301,8 @@ def test_gradients(name, compiled):
 
 def test_every_operator_has_a_case():
     methods = {name for name, value in vars(Operators).items() if not name.startswith("_") and callable(value)}
-    elsewhere = {"late", "attention_block", "memoise", "adamw", "move_average", "square_sum", "call"}  # elsewhere
+    elsewhere = {"late", "attention_block", "images_at_once", "memoise", "call"}
+    elsewhere |= {"adamw", "move_average", "square_sum", "stack"}
     assert methods == {case.method for case in CASES.values()} | elsewhere
 
 

@@ -1,7 +1,7 @@
 import mindspore as ms
 import pytest
 
-from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE, choose_device, preferred_mode, setup_runtime
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE, check_release, choose_device, preferred_mode, setup_runtime
 from gm.errors import UserError
 from gm.networks.precision import amp_dtype
 
@@ -17,6 +17,16 @@ def test_a_card_that_is_not_there_is_refused():
         choose_device("Ascend", ascend_available=False)
     with pytest.raises(UserError, match="--device_target"):
         setup_runtime(1, "GPU")
+
+
+def test_a_mindspore_that_is_too_old_is_refused_and_a_newer_one_told_of(caplog):
+    with pytest.raises(UserError, match="MindSpore 2.7.1 is too old; install 2.7.2 to 2.10"):
+        check_release("2.7.1")
+    for version in ("2.7.2", "2.8.0", "2.10.1", "2.9.0rc1"):
+        check_release(version)
+    assert not caplog.records
+    check_release("2.11.0")
+    assert "newer" in caplog.text
 
 
 def test_precision_follows_the_device():

@@ -8,28 +8,33 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gm.backend import operators
+from gm.backend.ascend import AscendOperators
 from gm.training.optim import WeightAverage
 
 
-def walk(average, parameter, steps, loops):
+def walk(average, parameter, steps, door):
     """Moves the weights and the average; returns the average by the recurrence in double precision."""
     expected = parameter.asnumpy().astype(np.float64)
     for step in range(steps):
         parameter.set_data(Tensor(np.random.default_rng(step).standard_normal(3).astype(np.float32)))
-        with operators.training() if loops else nullcontext():
+        with door():
             average.update(step)
         decay = min(average.decay, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * parameter.asnumpy()
     return expected
 
 
+def as_on_ascend():
+    return operators.using(AscendOperators())
+
+
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-@pytest.mark.parametrize("loops", [True, False], ids=["loops", "operators"])
-def test_the_average_follows_its_recurrence(mode, loops):
+@pytest.mark.parametrize("door", [operators.training, nullcontext, as_on_ascend], ids=["loops", "operators", "ascend"])
+def test_the_average_follows_its_recurrence(mode, door):
     ms.set_context(mode=mode)
     parameter = Parameter(Tensor([1.0, 2.0, 3.0], ms.float32), "p")
     average = WeightAverage([parameter], 0.5)
-    expected = walk(average, parameter, 12, loops)
+    expected = walk(average, parameter, 12, door)
     np.testing.assert_allclose(average.averages[0].asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -10,8 +10,10 @@ import torch
 from mindspore import Parameter, Tensor
 
 from gm.backend import operators
+from gm.backend.ascend import AscendOperators
 from gm.training.optim import AdamW, AdamWOptions, LearningRate
 from gm.training.train_step import LARGEST, LossScale
+from tests.gm.backend import mint_on_cpu
 from tests.gm.training.diffusers_twin import Twin
 from tests.gm.training.training_parts import make_objective, make_step, random_clips, random_unet, values
 
@@ -27,13 +29,18 @@ def parameters():
     return [Parameter(Tensor(array), f"p{index}") for index, array in enumerate(random_arrays(0))]
 
 
+def as_on_ascend():
+    return operators.using(AscendOperators())
+
+
 @pytest.mark.parametrize(
     "options",
     [AdamWOptions(), AdamWOptions(betas=(0.9, 0.98), weight_decay=0.1), AdamWOptions(eps=1e-3, weight_decay=0.0)],
 )
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-@pytest.mark.parametrize("loops", [True, False], ids=["loops", "kernel"])
-def test_ten_steps_are_pytorchs(options, mode, loops):
+@pytest.mark.parametrize("door", [operators.training, nullcontext, as_on_ascend], ids=["loops", "kernel", "ascend"])
+def test_ten_steps_are_pytorchs(options, mode, door, monkeypatch):
+    mint_on_cpu.put_in_place(monkeypatch)
     ms.set_context(mode=mode)
     ours, theirs = parameters(), [torch.nn.Parameter(torch.from_numpy(array)) for array in random_arrays(0)]
     peer = torch.optim.AdamW(theirs, lr=1.0, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay)
@@ -46,7 +53,7 @@ def test_ten_steps_are_pytorchs(options, mode, loops):
         for parameter, gradient in zip(theirs, gradients):
             parameter.grad = torch.from_numpy(gradient * np.float32(0.25))
         peer.step()
-        with operators.training() if loops else nullcontext():
+        with door():
             optimizer.update(tuple(map(Tensor, gradients)), 0.25, step, lr)
     for our, their in zip(ours, theirs):
         np.testing.assert_allclose(our.asnumpy(), their.detach().numpy(), rtol=2e-5, atol=2e-6)
