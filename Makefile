@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?=
+MODELS ?= checkpoints
 # In the environment a file's name is its own, whatever the shell and make do with its characters.
 override IMAGE := $(value IMAGE)
 override CHECKPOINT := $(value CHECKPOINT)
 override CONFIG := $(value CONFIG)
-export IMAGE CHECKPOINT CONFIG
+override MODELS := $(value MODELS)
+export IMAGE CHECKPOINT CONFIG MODELS
 
-.PHONY: setup setup-dev demo video test test-slow ascend-dry-run lint bench clean
+.PHONY: setup setup-dev demo video page test test-slow ascend-dry-run lint bench clean
 
 setup: $(VENV)/.run-time
 setup-dev: $(VENV)/.development
@@ -23,6 +25,9 @@ demo: setup
 
 video: setup
 	$(BIN)/python image_to_video.py $${CONFIG:+"--SVD.config=$$CONFIG"} --SVD.checkpoint="$$CHECKPOINT" --image="$$IMAGE"
+
+page: $(VENV)/.page
+	$(BIN)/python svd_tools/page.py --models="$$MODELS"
 
 test: lint
 	$(BIN)/python -m pytest -q
@@ -54,9 +59,13 @@ $(VENV)/.run-time: requirements.txt constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/.development: requirements.txt requirements-dev.txt constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -r requirements-dev.txt
+$(VENV)/.page: requirements.txt requirements-page.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -r requirements-page.txt
 	touch $@ $(VENV)/.run-time
+
+$(VENV)/.development: requirements.txt requirements-page.txt requirements-dev.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -r requirements-dev.txt
+	touch $@ $(VENV)/.run-time $(VENV)/.page
 
 $(BIN)/python:
 	@echo "Making a virtual environment in $(VENV) with $(PYTHON)"

@@ -142,6 +142,22 @@ def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
     return float(np.mean([_shift(*pair)[0] for pair in zip(earlier, later)])) / seconds
 
 
+def clip_flow(frames: Iterable[np.ndarray], seconds: float) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """The flow between consecutive frames that lie `seconds` apart, whether it can be trusted or not.
+
+    Args:
+        frames: two or more of uint8 (h, w, 3) in RGB.
+
+    Yields:
+        (a frame, its flow map (h', w', 2), right and down, in shortest sides per second; its shortest side is
+        MAP_SIDE).
+    """
+    earlier, later = tee((frame, _shrunk(frame)) for frame in frames)
+    next(later)
+    for (frame, grey), (_, grey_later) in zip(earlier, later):
+        yield frame, _pooled_flow(grey, grey_later)[0] / (FLOW_SIDE * seconds)
+
+
 def _measured(numbers: Sequence[int], images: Sequence[np.ndarray], fps: float) -> Iterator[Piece]:
     """The pieces from the first frame to the last: one, if flow connects these, else those of the two halves."""
     shift, trusted = _shift(images[0], images[-1])
@@ -165,6 +181,14 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
 
 def _shift(earlier: np.ndarray, later: np.ndarray) -> Tuple[float, bool]:
     """(mean length of the pooled flow between two grey images in shortest sides, whether it can be trusted)."""
+    pooled, trusted = _pooled_flow(earlier, later)
+    lengths = np.hypot(pooled[..., 0], pooled[..., 1])
+    return float(np.where(lengths < LEAST_SHIFT, 0.0, lengths).mean()) / FLOW_SIDE, trusted
+
+
+def _pooled_flow(earlier: np.ndarray, later: np.ndarray) -> Tuple[np.ndarray, bool]:
+    """(the flow between two grey images in pixels, (h', w', 2) with a shortest side of MAP_SIDE, whether it can be
+    trusted)."""
     import cv2
 
     flow = _flow(earlier, later)
@@ -175,9 +199,7 @@ def _shift(earlier: np.ndarray, later: np.ndarray) -> Tuple[float, bool]:
         guided = _flow(earlier, later, start)
         guided_area = _agreeing_area(earlier, later, guided, _flow(later, earlier, -start))
         flow, area = max((flow, area), (guided, guided_area), key=lambda found: found[1])
-    pooled = _to_shortest_side(flow, MAP_SIDE)
-    lengths = np.hypot(pooled[..., 0], pooled[..., 1])
-    return float(np.where(lengths < LEAST_SHIFT, 0.0, lengths).mean()) / FLOW_SIDE, area >= TRUSTED_AREA
+    return _to_shortest_side(flow, MAP_SIDE), area >= TRUSTED_AREA
 
 
 def _correlation(earlier: np.ndarray, later: np.ndarray) -> float:
