@@ -21,7 +21,7 @@ from typing import (
 import gradio as gr
 
 from gm.config.command_parser import CommandParser
-from gm.config.values import OptionError, Range, expect
+from gm.config.values import OptionError, Range, expect, show
 from gm.errors import UserError
 from gm.sampling.samplers import SAMPLERS
 from gm.sampling.schedules import SCHEDULES
@@ -36,8 +36,8 @@ MORE = ("sampler", "schedule", "guider", "min_cfg", "max_cfg", "guidance_interva
 LABELS = {"motion_bucket_id": "Motion bucket", "fps": "Frames per second", "noise_aug_strength": "Noise augmentation",
           "num_frames": "Frames", "sampling_steps": "Steps", "min_cfg": "Lowest guidance scale",
           "max_cfg": "Highest guidance scale", "lora": "LoRA", "lora_scale": "LoRA scale",
-          "amp_level": "Precision"}  # fmt: skip
-ITEMS = {"crop_offset": ("Crop, down", "Crop, across"), "guidance_interval": ("Guided from sigma", "Guided to sigma")}
+          "guidance_interval": "Guided sigmas", "amp_level": "Precision"}  # fmt: skip
+ITEMS = {"crop_offset": ("Crop, down", "Crop, across")}
 TABLES = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guider": GUIDERS}
 MOST_SLIDER_STEPS = 256  # of a range that a slider is good for
 FINE = 0.01  # step of a number that need not be whole
@@ -52,7 +52,6 @@ class Control(NamedTuple):
     name: str
     index: Optional[int]
     component: Any
-    info: str
 
 
 def make_controls(names: Sequence[str], values: Mapping[str, Any], loras: Sequence[str]) -> List[Control]:
@@ -70,9 +69,9 @@ def make_controls(names: Sequence[str], values: Mapping[str, Any], loras: Sequen
         for index, label in enumerate(ITEMS.get(name, [LABELS.get(name, name.replace("_", " ").capitalize())])):
             pair = name in ITEMS
             info = helps[name] if index == 0 else ""
-            item = value[index] if pair and value is not None else value
-            component = _component(name, _item_type(annotation) if pair else annotation, item, label, info, loras)
-            controls.append(Control(name, index if pair else None, component, info))
+            item = value[index] if pair else value
+            component = _component(name, get_args(annotation)[0] if pair else annotation, item, label, info, loras)
+            controls.append(Control(name, index if pair else None, component))
     return controls
 
 
@@ -88,22 +87,19 @@ def to_options(controls: Sequence[Control], values: Sequence[Any], found: Found)
     """What the controls say, as options; an empty number is the default.
 
     Raises:
-        OptionError: half a pair, or a LoRA that is not there any more.
+        OptionError: what is no pair of numbers, or a LoRA that is not there any more.
     """
     options: Dict[str, Any] = {}
     for control, value in zip(controls, values):
-        if value is not None and _whole(HINTS[control.name]):
-            value = int(value)
         if control.name == "lora":
             value = _path_of(value, found)
-        if control.index is not None:
+        elif value is not None and _whole(HINTS[control.name]):
+            value = int(value)
+        elif control.index is not None:
             value = (*options.get(control.name, ()), value)
+        elif isinstance(control.component, gr.Textbox):
+            value = _pair(control.name, value)
         options[control.name] = value
-    for name in ITEMS:
-        empty = [item is None for item in options.get(name, ())]
-        if any(empty) and not all(empty):
-            raise OptionError(f"{name}: it has two numbers; give both or none")
-        options[name] = DEFAULTS[name] if all(empty) else options[name]
     return {name: DEFAULTS[name] if value is None else value for name, value in options.items()}
 
 
@@ -151,8 +147,6 @@ def from_settings(settings: Mapping[str, Any], found: Found) -> Tuple[Dict[str, 
             options[name] = value
         except OptionError as error:
             problems.append(str(error))
-    if options.get("guider") == "constant":
-        options["min_cfg"] = None  # the constant guider has one scale
     names = (str(stored.get("checkpoint")).rpartition("/")[2], str(stored.get("config")).rpartition("/")[2])
     of_name = [title for title, model in found.models.items() if model.checkpoint.name == names[0]]
     of_both = [title for title in of_name if found.models[title].known.path.name == names[1]]
@@ -172,8 +166,10 @@ def to_values(controls: Sequence[Control], options: Mapping[str, Any]) -> List[A
         value = options[control.name]
         if control.name == "lora":
             value = value or NO_LORA
-        elif control.index is not None and value is not None:
+        elif control.index is not None:
             value = value[control.index]
+        elif isinstance(control.component, gr.Textbox):
+            value = ", ".join(map(show, value or ()))
         values.append(gr.update(value=value))
     return values
 
@@ -186,20 +182,16 @@ def _component(name: str, annotation: Any, value: Any, label: str, info: str, lo
         return gr.Dropdown([NO_LORA, *loras], value=NO_LORA, **common)
     if choices:
         return gr.Dropdown(choices, value=value or choices[0], **common)
-    if bool in (annotation, *get_args(annotation)):
-        return gr.Checkbox(value=bool(value), **common)
+    if annotation is bool:
+        return gr.Checkbox(value=value, **common)
+    if value is None:
+        return gr.Textbox(placeholder="two numbers, or none", **common)
     limits, whole = _limits(annotation), _whole(annotation)
     step = limits.multiple or 1 if whole else FINE
     if get_origin(annotation) is Annotated and limits.high - limits.low < MOST_SLIDER_STEPS * step:
         return gr.Slider(limits.low, limits.high, value=value, step=step, **common)
     common["info"] = f"{info.rstrip('.')} ({limits})." if info else f"{limits}"
     return gr.Number(value=value, step=step, precision=0 if whole else None, **common)
-
-
-def _item_type(annotation: Any) -> Any:
-    """The type of a pair's items."""
-    pair = next((kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is tuple), annotation)
-    return get_args(pair)[0]
 
 
 def _parts(annotation: Any) -> List[Any]:
@@ -219,6 +211,14 @@ def _limits(annotation: Any) -> Optional[Range]:
 
 def _whole(annotation: Any) -> bool:
     return any(get_origin(part) is Annotated and get_args(part)[0] is int for part in _parts(annotation))
+
+
+def _pair(name: str, text: Optional[str]) -> Optional[Tuple[float, ...]]:
+    """The numbers in a text, None without any."""
+    try:
+        return tuple(float(part) for part in (text or "").strip(" []").split(",") if part.strip()) or None
+    except ValueError as error:
+        raise OptionError(f"{name}: {show(text)} cannot be used; expected two numbers, such as 0.5, 100") from error
 
 
 def _path_of(title: Optional[str], found: Found) -> Optional[str]:

@@ -114,7 +114,7 @@ class Page:
                     self.seed = gr.Number(value=42, precision=0, label="Seed", elem_id="seed",
                                           info="The same seed and settings give the same video.")  # fmt: skip
                     self.random = gr.Checkbox(value=False, label="Random seed", elem_id="random")
-                with gr.Accordion("More", open=False):
+                with gr.Accordion("More", open=False, elem_id="more"):
                     crop = make_controls(CROP, values, loras)
                     more = make_controls(MORE, values, loras)
             with gr.Column(min_width=320):
@@ -267,7 +267,7 @@ class Page:
                 if control.name == name and not control.index:
                     changes[control.component] = gr.update(info=f"⚠ {line}", elem_classes=["wrong"])
                 elif control.name == wrong.partition(": ")[0] and not control.index:
-                    changes[control.component] = gr.update(info=control.info, elem_classes=[])
+                    changes[control.component] = gr.update(info=control.component.info, elem_classes=[])
         return changes or {self.wrong: wrong}
 
     def use_again(self, key: str) -> List[Any]:

@@ -78,8 +78,9 @@ def test_untouched_they_are_the_model_s_defaults(controls, values, model, found)
         ({"tile_size": 64}, "tile_size", "expected 0 or a multiple of 64 from 128"),
         ({"guider": "constant", "min_cfg": 1.5}, "min_cfg", "the constant guider has one scale; give max_cfg alone"),
         ({"lora_scale": 0.5}, "lora_scale", "cannot be used without a LoRA"),
-        ({"guidance_interval_0": 5.0}, "guidance_interval", "it has two numbers; give both or none"),
-        ({"guidance_interval_0": 5.0, "guidance_interval_1": 1.0}, "guidance_interval", "the second sigma is the larg"),
+        ({"guidance_interval": "5"}, "guidance_interval", "expected a list such as [0.5,0.5]"),
+        ({"guidance_interval": "wide"}, "guidance_interval", "wide cannot be used; expected two numbers"),
+        ({"guidance_interval": "5, 1"}, "guidance_interval", "the second sigma is the larger"),
     ],
 )
 def test_what_does_not_go_together_is_told_by_name(controls, values, model, found, options, name, line):
@@ -88,8 +89,10 @@ def test_what_does_not_go_together_is_told_by_name(controls, values, model, foun
 
 
 def test_an_empty_number_is_the_default(controls, values, model, found):
-    options = web.to_options(controls, changed(controls, values, min_cfg=None, guider="constant", fps=None), found)
-    assert options["min_cfg"] is None and options["fps"] == 7 and isinstance(options["motion_bucket_id"], int)
+    values = changed(controls, values, min_cfg=None, guider="constant", fps=None, guidance_interval="[1, 5]")
+    options = web.to_options(controls, values, found)
+    assert options["min_cfg"] is None and options["fps"] == 7 and options["guidance_interval"] == (1.0, 5.0)
+    assert isinstance(options["motion_bucket_id"], int)
 
 
 SETTINGS = {
@@ -108,7 +111,7 @@ def test_a_video_s_settings_come_back(controls, values, model, found, sampler):
     values = [None if value == "none" else value for value in values]
     assert web.check(controls, values, model, found) == ("", "")
     options = web.to_options(controls, values, found)
-    expected = {**SETTINGS, "sampler": "heun", "schedule": "ays", "crop_offset": (0.1, 0.9), "min_cfg": None,
+    expected = {**SETTINGS, "sampler": "heun", "schedule": "ays", "crop_offset": (0.1, 0.9),
                 "guidance_interval": (0.5, 100.0)}  # fmt: skip
     assert {name: options[name] for name in expected if name in options} == {
         name: value for name, value in expected.items() if name in options
