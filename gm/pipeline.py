@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
+from gm.config.values import OptionError, Options, flags_below
 from gm.errors import UserError
 from gm.options import WeightOptions
 from gm.sampling.guidance import EVERY_SIGMA
@@ -16,10 +17,37 @@ from gm.weights.checkpoint import file_sha256
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.model_kind import in_project, portable
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.model import DiffusionEngine
+
+LOADED_WITH = ("lora", "lora_scale", "lora_alpha", "checkpoint_sha256", "amp_level", "offload")
+
+logger = logging.getLogger(__name__)
+
+
+class Updatable:
+    """A pipeline, which is a group of options as well, whose options can be changed between two results.
+
+    Attributes:
+        group: the class of the options alone; each pipeline has its own.
+        flag: what the command's flags start with, for error lines; as above.
+    """
+
+    def update(self, **options: Any) -> None:
+        """Changes options of what is made from now on; the others stay. None takes the model's value again.
+
+        Raises:
+            UserError: an option cannot be used, or concerns how the weights were loaded: that takes a new pipeline.
+                Then nothing changes.
+        """
+        with flags_below(self.flag):
+            for name in [name for name in LOADED_WITH if options.get(name, getattr(self, name)) != getattr(self, name)]:
+                raise OptionError(f"{name}: the weights are loaded already; make a new pipeline for another value")
+            self._set(self.group(**{**asdict(self), **options}))
+
+    def _set(self, options: Options) -> None:
+        """Takes all options, completed with the model's, or, where they contradict each other, none."""
+        raise NotImplementedError
 
 
 def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOptions, flag: str) -> None:

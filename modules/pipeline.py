@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
 import numpy as np
 
 from gm.config.factory import load_model
-from gm.config.values import OptionError, flags_below
-from gm.pipeline import common_settings, load_weights, require_finite, word_of
+from gm.config.values import flags_below
+from gm.pipeline import Updatable, common_settings, load_weights, require_finite, word_of
 from gm.sampling.noise import GENERATORS
 from gm.sampling.schedules import SCHEDULES
 from gm.weights.parameters import NUMPY_TYPE
@@ -25,12 +25,11 @@ if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from modules.video_model import VideoDiffusionEngine
 
 FLAG = "--SVD."
-LOADED_WITH = ("lora", "lora_scale", "lora_alpha", "checkpoint_sha256", "amp_level", "offload")
 
 logger = logging.getLogger(__name__)
 
 
-class SVDPipeline(VideoOptions):
+class SVDPipeline(Updatable, VideoOptions):
     """Stable Video Diffusion, image to video: the options of a video and the model that makes it.
 
     Options that were left to the model get the model's values.
@@ -45,6 +44,8 @@ class SVDPipeline(VideoOptions):
         UserError: a file or an option cannot be used.
     """
 
+    group, flag = VideoOptions, FLAG
+
     def __init__(self, config: Union[str, Path], checkpoint: Union[str, Path], **options: Any) -> None:
         with flags_below(FLAG):
             super().__init__(**options)
@@ -54,19 +55,7 @@ class SVDPipeline(VideoOptions):
         self.checkpoint = Path(checkpoint)
         load_weights(self.engine, self.checkpoint, self, FLAG)
 
-    def update(self, **options: Any) -> None:
-        """Changes options of the videos to come; without them, nothing changes. None takes the model's value again.
-
-        Raises:
-            UserError: an option cannot be used, or concerns how the weights were loaded: that takes a new pipeline.
-        """
-        with flags_below(FLAG):
-            for name in [name for name in LOADED_WITH if options.get(name, getattr(self, name)) != getattr(self, name)]:
-                raise OptionError(f"{name}: the weights are loaded already; make a new pipeline for another value")
-            self._set(VideoOptions(**{**asdict(self), **options}))
-
     def _set(self, options: VideoOptions) -> None:
-        """Takes all options, completed with the model's, or, where they contradict each other, none."""
         values = {item.name: getattr(options, item.name) for item in fields(VideoOptions)}
         for name in ("num_frames", "height", "width"):
             if values[name] is None:

@@ -29,6 +29,7 @@ from gm.files import read_text, reason
 
 PROJECT = Path(__file__).resolve().parents[1]
 MEGA = 10**6
+OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if auth is None and (flags.share or not is_loopback(flags.host)):
         logger.warning("anybody who reaches %s can use the page; --auth asks for a name and a password", flags.host)
     folder = Path(tempfile.mkdtemp(prefix="svd-page-")).resolve()
-    os.environ.update(GRADIO_TEMP_DIR=str(folder), GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         serve(flags, models, folder, auth)
     finally:
@@ -83,18 +83,21 @@ def serve(flags: Namespace, models: Path, folder: Path, auth: Optional[List[Tupl
         folder: for uploads and results.
         auth: names and passwords of those who may enter; None lets everybody in.
     """
+    os.environ.update(OFFLINE)
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError("the page needs Gradio: pip install -r requirements-page.txt") from error
-    from svd_tools.web.layout import PARTS, Limits, Page, make_theme
+    from svd_tools.web.layout import STYLE, build_page, make_theme
+    from svd_tools.web.making import Maker
     from svd_tools.web.server import middleware
-    from svd_tools.web.videos import Videos
+    from svd_tools.web.studio import UPLOADS, Limits, Studio
 
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / UPLOADS)
     limits = Limits(flags.max_megabytes * MEGA, flags.max_megapixels)
-    page = Page(models, folder, limits, partial(Videos, flags.mode, flags.device_target))
+    studio = Studio(models, folder, limits, partial(Maker, flags.mode, flags.device_target))
     try:
-        blocks = page.build()
+        blocks = build_page(studio)
         _, address, public = blocks.launch(
             server_name=flags.host,
             server_port=flags.port,
@@ -103,7 +106,7 @@ def serve(flags: Namespace, models: Path, folder: Path, auth: Optional[List[Tupl
             max_file_size=limits.max_bytes,
             app_kwargs={"middleware": middleware(folder, limits.max_bytes, is_loopback(flags.host))},
             theme=make_theme(),
-            css_paths=PARTS / "page.css",
+            css_paths=STYLE,
             footer_links=[],
             quiet=True,
             prevent_thread_lock=True,
@@ -119,7 +122,7 @@ def serve(flags: Namespace, models: Path, folder: Path, auth: Optional[List[Tupl
     except OSError as error:
         raise UserError(f"--port: cannot listen on {flags.host}, port {flags.port}: {error}") from error
     finally:
-        page.close()
+        studio.close()
 
 
 def read_visitors(path: Path) -> List[Tuple[str, str]]:

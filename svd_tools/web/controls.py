@@ -1,9 +1,10 @@
-"""The page's controls, made from the options' declaration: type, range, default and help of each field."""
+"""Controls made from the options' declaration: the type, range, default and help of each field."""
 
 from dataclasses import fields
 from typing import (
     Annotated,
     Any,
+    Callable,
     Dict,
     List,
     Literal,
@@ -12,6 +13,7 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    Type,
     Union,
     get_args,
     get_origin,
@@ -21,29 +23,18 @@ from typing import (
 import gradio as gr
 
 from gm.config.command_parser import CommandParser
-from gm.config.values import OptionError, Range, expect, show
-from gm.errors import UserError
-from gm.sampling.samplers import SAMPLERS
-from gm.sampling.schedules import SCHEDULES
-from modules.options import VideoOptions
-from modules.video_guidance import GUIDERS
-from svd_tools.web.models import Found, Model, word_of
+from gm.config.values import OptionError, Options, Range, expect, show
+from svd_tools.web.making import Weights
+from svd_tools.web.models import Found, Model
 
-BASIC = ("motion_bucket_id", "fps", "num_frames", "sampling_steps", "noise_aug_strength")
-CROP = ("crop_offset",)
-MORE = ("sampler", "schedule", "guider", "min_cfg", "max_cfg", "guidance_interval", "height", "width",
-        "decode_chunk_size", "tile_size", "feature_cache", "offload", "lora", "lora_scale", "amp_level")  # fmt: skip
 LABELS = {"motion_bucket_id": "Motion bucket", "fps": "Frames per second", "noise_aug_strength": "Noise augmentation",
           "num_frames": "Frames", "sampling_steps": "Steps", "min_cfg": "Lowest guidance scale",
-          "max_cfg": "Highest guidance scale", "lora": "LoRA", "lora_scale": "LoRA scale",
-          "guidance_interval": "Guided sigmas", "amp_level": "Precision"}  # fmt: skip
-ITEMS = {"crop_offset": ("Crop, down", "Crop, across")}
-TABLES = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guider": GUIDERS}
+          "max_cfg": "Highest guidance scale", "cfg": "Guidance scale", "guidance_interval": "Guided sigmas",
+          "lora": "LoRA", "lora_scale": "LoRA scale", "amp_level": "Precision"}  # fmt: skip
+ITEMS = {"crop_offset": ("Crop, down", "Crop, across")}  # a control for each
 MOST_SLIDER_STEPS = 256  # of a range that a slider is good for
 FINE = 0.01  # step of a number that need not be whole
 NO_LORA = "none"
-HINTS = get_type_hints(VideoOptions, include_extras=True)
-DEFAULTS = {item.name: item.default for item in fields(VideoOptions)}
 
 
 class Control(NamedTuple):
@@ -54,144 +45,160 @@ class Control(NamedTuple):
     component: Any
 
 
-def make_controls(names: Sequence[str], values: Mapping[str, Any], loras: Sequence[str]) -> List[Control]:
-    """Components for some options, made where the page is being built.
+class Panel:
+    """The controls of a group of options.
 
     Args:
-        names: of the options.
-        values: the model's, in place of the declared defaults.
-        loras: titles to choose from.
+        group: the options.
+        prefix: of the components' ids, behind "option-".
     """
-    helps = option_help()
-    controls = []
-    for name in names:
-        value, annotation = values.get(name, DEFAULTS[name]), HINTS[name]
-        for index, label in enumerate(ITEMS.get(name, [LABELS.get(name, name.replace("_", " ").capitalize())])):
-            pair = name in ITEMS
-            info = helps[name] if index == 0 else ""
-            item = value[index] if pair else value
-            component = _component(name, get_args(annotation)[0] if pair else annotation, item, label, info, loras)
-            controls.append(Control(name, index if pair else None, component))
-    return controls
 
+    def __init__(self, group: Type[Options], prefix: str = "") -> None:
+        self.group, self.prefix = group, prefix
+        self.hints = get_type_hints(group, include_extras=True)
+        self.defaults = {item.name: item.default for item in fields(group)}
+        self.helps = option_help(group)
+        self.controls: List[Control] = []
 
-def option_help() -> Dict[str, str]:
-    """The text below each field, as the commands' --help shows it."""
-    parser = CommandParser()
-    parser.add_options(VideoOptions, "SVD")
-    texts = {action.dest.partition(".")[2]: action.help or "" for action in parser._actions}
-    return {name: _sentence(" ".join(texts[name].split())) for name in DEFAULTS}
+    def __getitem__(self, key: Tuple[str, Optional[int]]) -> Any:
+        """The component of an option's name and, of a pair, its item."""
+        return next(control.component for control in self.controls if (control.name, control.index) == key)
 
+    @property
+    def components(self) -> List[Any]:
+        """All, in the order in which they were added."""
+        return [control.component for control in self.controls]
 
-def to_options(controls: Sequence[Control], values: Sequence[Any], found: Found) -> Dict[str, Any]:
-    """What the controls say, as options; an empty number is the default.
+    @property
+    def names(self) -> List[str]:
+        """The options that have controls."""
+        return list(dict.fromkeys(control.name for control in self.controls))
 
-    Raises:
-        OptionError: what is no pair of numbers, or a LoRA that is not there any more.
-    """
-    options: Dict[str, Any] = {}
-    for control, value in zip(controls, values):
-        if control.name == "lora":
-            value = _path_of(value, found)
-        elif value is not None and _whole(HINTS[control.name]):
-            value = int(value)
-        elif control.index is not None:
-            value = (*options.get(control.name, ()), value)
-        elif isinstance(control.component, gr.Textbox):
-            value = _pair(control.name, value)
-        options[control.name] = value
-    return {name: DEFAULTS[name] if value is None else value for name, value in options.items()}
+    def add(self, names: Sequence[str], values: Mapping[str, Any], loras: Sequence[str] = ()) -> None:
+        """Components for some options, put where the page is being built.
 
+        Args:
+            names: of the options.
+            values: the model's, in place of the declared defaults.
+            loras: titles to choose from.
+        """
+        for name in names:
+            value, annotation = values.get(name, self.defaults[name]), self.hints[name]
+            if name not in ITEMS:
+                label = LABELS.get(name, name.replace("_", " ").capitalize())
+                component = self._component(name, annotation, value, label, self.helps[name], loras)
+                self.controls.append(Control(name, None, component))
+            for index, label in enumerate(ITEMS.get(name, ())):
+                info = "" if index else self.helps[name]
+                component = self._component(f"{name}-{index}", get_args(annotation)[index], value[index], label, info)
+                self.controls.append(Control(name, index, component))
 
-def check(controls: Sequence[Control], values: Sequence[Any], model: Model, found: Found) -> Tuple[str, str]:
-    """(the option that cannot be so, why): empty where all go together."""
-    try:
-        options = to_options(controls, values, found)
-        for name, value in options.items():
-            expect(name, value, HINTS[name])
-        model.check(options)
-    except OptionError as error:
-        name, _, line = str(error).partition(": ")
-        return name, line
-    return "", ""
+    def chosen(self, values: Sequence[Any]) -> Dict[Tuple[str, Optional[int]], Any]:
+        """(name, index) -> what the components hold."""
+        return {(control.name, control.index): value for control, value in zip(self.controls, values)}
 
+    def options(self, values: Sequence[Any], found: Found) -> Dict[str, Any]:
+        """What the components hold, as options; an empty number is the default.
 
-def from_settings(settings: Mapping[str, Any], found: Found) -> Tuple[Dict[str, Any], str, List[str]]:
-    """The options in a video's settings.
+        Raises:
+            OptionError: what is no pair of numbers, or a LoRA that is not there any more.
+        """
+        options: Dict[str, Any] = {}
+        for control, value in zip(self.controls, values):
+            value = None if value == "" else value
+            if control.name == "lora":
+                value = _path_of(value, found)
+            elif value is not None and _whole(self.hints[control.name]):
+                value = int(value)
+            elif control.index is not None:
+                value = (*options.get(control.name, ()), value)
+            elif isinstance(control.component, gr.Textbox):
+                value = _pair(control.name, value)
+            options[control.name] = value
+        return {name: self.defaults[name] if value is None else value for name, value in options.items()}
 
-    Args:
-        settings: what :func:`data.video_writer.read_metadata` gives.
-
-    Returns:
-        Option -> value; the model's title, "" where it is not found; what could not be taken over.
-
-    Raises:
-        UserError: they are of no video of this toolkit's.
-    """
-    stored = settings.get("SVD")
-    if not isinstance(stored, Mapping):
-        raise UserError("its settings are of another kind than a video's")
-    options, problems = {}, []
-    for name in (*BASIC, *CROP, *MORE):
-        value = stored.get(name, DEFAULTS[name])
-        if name in TABLES and value is not None:
-            value = word_of(TABLES[name], str(value))
-        if name == "lora" and value is not None:
-            value = next((title for title, path in found.loras.items() if path.name == value), None)
-            if value is None:
-                problems.append(f"its LoRA {stored[name]} is not among the files here")
-        elif isinstance(value, list):
-            value = tuple(value)
+    def check(
+        self, values: Sequence[Any], found: Found, also: Callable[[Mapping[str, Any]], None]
+    ) -> Tuple[str, str]:
+        """(the option that cannot be so, why): empty where all go together, for `also` too."""
         try:
-            expect(name, value, HINTS[name])
-            options[name] = value
+            options = self.options(values, found)
+            for name, value in options.items():
+                expect(name, value, self.hints[name])
+            also(options)
         except OptionError as error:
-            problems.append(str(error))
-    names = (str(stored.get("checkpoint")).rpartition("/")[2], str(stored.get("config")).rpartition("/")[2])
-    of_name = [title for title, model in found.models.items() if model.checkpoint.name == names[0]]
-    of_both = [title for title in of_name if found.models[title].known.path.name == names[1]]
-    title = next(iter(of_both or of_name), "")
-    if not title:
-        problems.append(f"its model {names[0]} is not among the files here")
-    return options, title, problems
+            name, _, line = str(error).partition(": ")
+            return name, line
+        return "", ""
+
+    def request(self, values: Sequence[Any], found: Found, model: Model) -> Tuple[Weights, Dict[str, Any]]:
+        """The model as it is to be loaded, and the other options.
+
+        Raises:
+            OptionError: something cannot be so.
+        """
+        name, line = self.check(values, found, model.check)
+        if line:
+            raise OptionError(f"{name}: {line}")
+        options = self.options(values, found)
+        loaded_with = {name: options.pop(name) for name in Weights._fields if name in options}
+        return Weights(str(model.known.path), str(model.checkpoint), **loaded_with), options
+
+    def explain(self, right: str, wrong: str, line: str) -> Dict[Any, Any]:
+        """Updates: below the control of the option `wrong` stands why; below that of `right`, its help again."""
+        updates = {}
+        for control in self.controls:
+            if control.name == right:
+                updates[control.component] = gr.update(info=control.component.info, elem_classes=[])
+        for control in self.controls:
+            if control.name == wrong and not control.index:
+                updates[control.component] = gr.update(info=f"⚠ {line}", elem_classes=["wrong"])
+        return updates
+
+    def values(self, options: Mapping[str, Any], found: Found) -> List[Any]:
+        """Updates of all components, for some options; the rest is left as it is."""
+        updates = []
+        for control in self.controls:
+            value = options.get(control.name)
+            if control.name not in options:
+                updates.append(gr.skip())
+                continue
+            if control.name == "lora":
+                value = next((title for title, path in found.loras.items() if str(path) == value), NO_LORA)
+            elif control.index is not None:
+                value = value[control.index]
+            elif isinstance(control.component, gr.Textbox):
+                value = ", ".join(map(show, value or ()))
+            updates.append(gr.update(value=value))
+        return updates
+
+    def _component(
+        self, name: str, annotation: Any, value: Any, label: str, info: str, loras: Sequence[str] = ()
+    ) -> Any:
+        common = {"label": label, "info": info or None, "elem_id": f"option-{self.prefix}{name}"}
+        choices, limits, whole = _choices(annotation), _limits(annotation), _whole(annotation)
+        if name == "lora":
+            return gr.Dropdown([NO_LORA, *loras], value=NO_LORA, **common)
+        if choices:
+            choices = choices if value is not None else [("the model's", ""), *choices]
+            return gr.Dropdown(choices, value=value or "", **common)
+        if annotation is bool:
+            return gr.Checkbox(value=value, **common)
+        if limits is None:
+            return gr.Textbox(placeholder="two numbers, or none", **common)
+        step = limits.multiple or 1 if whole else FINE
+        if get_origin(annotation) is Annotated and limits.high - limits.low < MOST_SLIDER_STEPS * step:
+            return gr.Slider(limits.low, limits.high, value=value, step=step, **common)
+        common["info"] = f"{info.rstrip('.')} ({limits})." if info else f"{limits}"
+        return gr.Number(value=value, step=step, precision=0 if whole else None, **common)
 
 
-def to_values(controls: Sequence[Control], options: Mapping[str, Any]) -> List[Any]:
-    """What the controls show for some options; the rest is left as it is."""
-    values = []
-    for control in controls:
-        if control.name not in options:
-            values.append(gr.skip())
-            continue
-        value = options[control.name]
-        if control.name == "lora":
-            value = value or NO_LORA
-        elif control.index is not None:
-            value = value[control.index]
-        elif isinstance(control.component, gr.Textbox):
-            value = ", ".join(map(show, value or ()))
-        values.append(gr.update(value=value))
-    return values
-
-
-def _component(name: str, annotation: Any, value: Any, label: str, info: str, loras: Sequence[str]) -> Any:
-    place = f"-{ITEMS[name].index(label)}" if name in ITEMS else ""
-    common = {"label": label, "info": info or None, "elem_id": f"option-{name}{place}"}
-    choices = _choices(annotation)
-    if name == "lora":
-        return gr.Dropdown([NO_LORA, *loras], value=NO_LORA, **common)
-    if choices:
-        return gr.Dropdown(choices, value=value or choices[0], **common)
-    if annotation is bool:
-        return gr.Checkbox(value=value, **common)
-    if value is None:
-        return gr.Textbox(placeholder="two numbers, or none", **common)
-    limits, whole = _limits(annotation), _whole(annotation)
-    step = limits.multiple or 1 if whole else FINE
-    if get_origin(annotation) is Annotated and limits.high - limits.low < MOST_SLIDER_STEPS * step:
-        return gr.Slider(limits.low, limits.high, value=value, step=step, **common)
-    common["info"] = f"{info.rstrip('.')} ({limits})." if info else f"{limits}"
-    return gr.Number(value=value, step=step, precision=0 if whole else None, **common)
+def option_help(group: Type[Options]) -> Dict[str, str]:
+    """The text below each field of a group, as the commands' --help shows it."""
+    parser = CommandParser()
+    parser.add_options(group, "x")
+    texts = {action.dest.partition(".")[2]: " ".join((action.help or "").split()) for action in parser._actions}
+    return {item.name: f"{texts[item.name][:1].upper()}{texts[item.name][1:]}." for item in fields(group)}
 
 
 def _parts(annotation: Any) -> List[Any]:
@@ -225,9 +232,5 @@ def _path_of(title: Optional[str], found: Found) -> Optional[str]:
     if title in (None, NO_LORA):
         return None
     if title not in found.loras:
-        raise OptionError(f"lora: {title} is not there any more; reload the page")
+        raise OptionError(f"lora: {title} is not there any more; load the page again")
     return str(found.loras[title])
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."

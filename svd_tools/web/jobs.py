@@ -6,15 +6,17 @@ import shutil
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, Optional, Sequence
 
 from gm.errors import UserError
+from svd_tools.web.making import Progress
 from svd_tools.web.process import Cancelled
-from svd_tools.web.videos import Progress
 
 MOST_WAITING = 20
-KEPT_SECONDS = 3600.0  # that a finished job's files stay
+KEPT_SECONDS = 3600.0  # that a finished job's files, and uploads, stay
+TIDY_SECONDS = 60.0  # between looks for what is older
 MOST_KEPT = 200  # finished jobs
 ABANDONED_SECONDS = 30.0  # without anybody watching, after which a job is cancelled
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Job:
-    """One video in the queue.
+    """One video, or picture, in the queue.
 
     Attributes:
         key: what a visitor names it by; nobody else can guess it.
@@ -73,10 +75,13 @@ class JobQueue:
     Args:
         run: makes a job's video; it is given a function that takes its reports, which says whether to go on.
         folder: in which each job gets a folder of its own.
+        uploads: folders whose files are removed as late as a job's.
     """
 
-    def __init__(self, run: Callable[[Any, Callable[[Any], bool]], Dict[str, Any]], folder: Path) -> None:
-        self._run, self._folder = run, folder
+    def __init__(
+        self, run: Callable[[Any, Callable[[Any], bool]], Dict[str, Any]], folder: Path, uploads: Sequence[Path] = ()
+    ) -> None:
+        self._run, self._folder, self._uploads = run, folder, uploads
         self._jobs: Dict[str, Job] = {}
         self._waiting: Deque[Job] = deque()
         self._changed = threading.Condition()
@@ -121,7 +126,8 @@ class JobQueue:
         while True:
             with self._changed:
                 while not self._waiting:
-                    self._changed.wait()
+                    self._forget()
+                    self._changed.wait(TIDY_SECONDS)
                 job = self._waiting.popleft()
                 if job.abandoned:
                     self._end(job, CANCELLED)
@@ -156,9 +162,13 @@ class JobQueue:
                 job.change(place=place)
 
     def _forget(self) -> None:
-        """Removes the oldest finished jobs with their files."""
+        """Removes the oldest finished jobs with their files, and old uploads."""
         finished = [job for job in self._jobs.values() if job.finished]
         for index, job in enumerate(finished):
             if index < len(finished) - MOST_KEPT or time.monotonic() - job.changed > KEPT_SECONDS:
                 shutil.rmtree(job.folder, ignore_errors=True)
                 del self._jobs[job.key]
+        for path in (path for folder in self._uploads for path in folder.rglob("*")):
+            with suppress(OSError):
+                if path.is_file() and time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                    path.unlink()

@@ -3,10 +3,12 @@
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from gm.config.factory import instantiate
+from gm.config.values import OptionError, expect
 from gm.errors import UserError
+from gm.options import PictureOptions
 from gm.sampling.samplers import SAMPLERS
 from gm.sampling.schedules import SCHEDULES
 from gm.weights.checkpoint import open_checkpoint
@@ -15,6 +17,7 @@ from gm.weights.model_kind import KnownModel, architecture_of, find_model, known
 from modules.options import VideoOptions, choose_sampler
 from modules.video_guidance import GUIDERS
 
+TABLES = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guider": GUIDERS}
 SUFFIXES = (".safetensors", ".ckpt")
 MOST_FILES = 1000
 
@@ -27,24 +30,29 @@ class Model(NamedTuple):
     checkpoint: Path
     known: KnownModel
 
+    @property
+    def makes_videos(self) -> bool:
+        """Whether it has temporal layers; else it makes pictures of words."""
+        return bool(self.known.architecture.temporal)
+
     def defaults(self) -> Dict[str, Any]:
-        """Option -> the model's value, for those options of a video that the YAML file settles."""
-        params = self.known.config["model"].get("params", {})
-        sampler = self._sampler()
+        """Option -> the model's value, for those options that the YAML file settles."""
+        params, sampler = self.known.config["model"].get("params", {}), self._sampler()
+        low, high = sampler.guider.min_scale, sampler.guider.max_scale
         values = {name: params[name] for name in ("num_frames", "height", "width") if name in params}
-        return {
-            **values,
-            "sampling_steps": sampler.num_steps,
-            "sampler": word_of(SAMPLERS, type(sampler)),
-            "schedule": word_of(SCHEDULES, type(sampler.discretization)),
-            "guider": word_of(GUIDERS, type(sampler.guider)),
-            "min_cfg": sampler.guider.min_scale,
-            "max_cfg": sampler.guider.max_scale,
-        }
+        values.update(sampling_steps=sampler.num_steps, sampler=word_of(SAMPLERS, type(sampler)))
+        if not self.makes_videos:
+            return {**values, "cfg": high}
+        schedule = word_of(SCHEDULES, type(sampler.discretization))
+        guider = word_of(GUIDERS, type(sampler.guider))
+        return {**values, "schedule": schedule, "guider": guider, "min_cfg": low, "max_cfg": high}
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Raises an OptionError if a video of this model cannot have these options."""
-        choose_sampler(self._sampler(), VideoOptions(**options))
+        """Raises an OptionError if what this model makes cannot have these options."""
+        if self.makes_videos:
+            choose_sampler(self._sampler(), VideoOptions(**options))
+        else:
+            PictureOptions(**options)
 
     def _sampler(self) -> Any:
         """A new sampler as the YAML file describes it."""
@@ -53,27 +61,73 @@ class Model(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is in a folder, each by a short title: models, LoRAs, and files of neither kind with what they are."""
+    """What is in a folder, each by a short title: models of videos and of pictures, LoRAs, and files of no such kind
+    with what they are."""
 
-    models: Dict[str, Model]
+    videos: Dict[str, Model]
+    pictures: Dict[str, Model]
     loras: Dict[str, Path]
     others: Dict[str, str]
+
+    def problem(self, title: str) -> str:
+        """Why a title stands for no model."""
+        gone = f"{title or 'the model'} is not there; choose another one, or load the page again"
+        return self.others.get(title, gone)
+
+    def title_of(self, stored: Mapping[str, Any]) -> str:
+        """The model that made a video, by the names in its settings; "" if it is not there."""
+        checkpoint, config = (Path(str(stored.get(name))).name for name in ("checkpoint", "config"))
+        of_name = [title for title, model in self.videos.items() if model.checkpoint.name == checkpoint]
+        of_both = [title for title in of_name if self.videos[title].known.path.name == config]
+        return next(iter(of_both or of_name), "")
 
 
 def find_files(folder: Path) -> Found:
     """Looks through a folder, and the folders in it, for files of weights; only their headers are read."""
-    found = Found({}, {}, {})
+    found = Found({}, {}, {}, {})
     for path in _weights_below(folder):
         title = path.relative_to(folder).as_posix()
         status = path.stat()
-        is_lora, models, problem = _looked_at(path, folder, status.st_mtime_ns, status.st_size)
+        is_lora, known, problem = _looked_at(path, folder, status.st_mtime_ns, status.st_size)
         if is_lora:
             found.loras[title] = path
-        for model in models:
-            found.models[title if len(models) == 1 else f"{title} as {model.name}"] = Model(path, model)
+        for model in (Model(path, each) for each in known):
+            models = found.videos if model.makes_videos else found.pictures
+            models[title if len(known) == 1 else f"{title} as {model.known.name}"] = model
         if problem:
             found.others[title] = problem
     return found
+
+
+def options_in(
+    stored: Mapping[str, Any], names: Sequence[str], hints: Mapping[str, Any], found: Found
+) -> Tuple[Dict[str, Any], List[str]]:
+    """The options in a video's settings.
+
+    Args:
+        stored: the settings' part of the options.
+        names, hints: the options looked for, and their types.
+
+    Returns:
+        Option -> value; what could not be taken over.
+    """
+    options, problems = {}, []
+    for name in (name for name in names if name in stored):
+        value = stored[name]
+        if name in TABLES and value is not None:
+            value = word_of(TABLES[name], str(value))
+        elif name == "lora" and value is not None:
+            value = next((str(path) for path in found.loras.values() if path.name == Path(str(value)).name), None)
+            if value is None:
+                problems.append(f"its LoRA {stored[name]} is not among the files here")
+        elif isinstance(value, list):
+            value = tuple(value)
+        try:
+            expect(name, value, hints[name])
+            options[name] = value
+        except OptionError as error:
+            problems.append(str(error))
+    return options, problems
 
 
 def word_of(table: Mapping[str, Any], kind: Any) -> Optional[str]:

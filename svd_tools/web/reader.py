@@ -56,20 +56,17 @@ class Uploads:
         name, *arguments = request
         return getattr(self, name)(*arguments)
 
-    def picture(self, path: str, name: str, copy: str) -> Any:
-        """A picture to animate; or, of a file that this toolkit wrote, its settings.
+    def picture(self, path: str, name: str, copy: str) -> Picture:
+        """A picture to animate.
 
         Args:
             path: the file.
             name: that it was uploaded under.
             copy: the JPEG file to write for the browser.
 
-        Returns:
-            :class:`Picture`, or a dictionary of settings.
+        Raises:
+            UserError: it is none, or too large.
         """
-        settings = self.settings(path)
-        if settings is not None:
-            return settings
         try:
             image = read_image(path)
         except UserError as error:

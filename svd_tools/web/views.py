@@ -1,17 +1,22 @@
 """What the page shows as HTML. Every text goes through `escape`: names of files come from visitors."""
 
+import re
 from html import escape
 from pathlib import Path
-from typing import Any, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Iterable, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 from svd_tools.web.jobs import CANCELLED, DONE, FAILED, WAITING, Job
+from svd_tools.web.making import FORMATS, PICTURE, Progress
 from svd_tools.web.reader import Motion, Picture
-from svd_tools.web.videos import FORMATS, STAGES, Progress
 
-IDLE = '<div class="stage empty"><p>The video appears here.</p></div>'
-PICTURE_HINT = "Drop a picture here, paste one, or click to choose a file"
-CLIP_HINT = "Drop a clip here, or click to choose a file"
+STAGES = {"loading": "Loading the model", "conditioning": "Looking at the picture", "reading": "Reading the prompt",
+          "sampling": "Sampling", "decoding": "Decoding", "writing": "Writing the files"}  # fmt: skip
+
+
+def plain(line: object) -> str:
+    """An error line of the commands in the page's words: options have no flags here."""
+    return re.sub(r"--(SVD|SD)\.", "", str(line))
 
 
 def url_of(path: str) -> str:
@@ -22,6 +27,17 @@ def url_of(path: str) -> str:
 def problem(text: str) -> str:
     """An error line."""
     return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
+
+
+def note(text: str) -> str:
+    """A line that is no error."""
+    return f'<p class="note" role="status">{escape(text)}</p>'
+
+
+def message(text: str, error: str = "") -> str:
+    """An empty stage with a text, or with an error line."""
+    line = f'<p role="status">{escape(text)}</p>' if text else ""
+    return f'<div class="stage empty">{line}{problem(error)}</div>'
 
 
 def drop_area(hint: str, limits: str, label: str, accept: str, inner: str = "", below: str = "", text: str = "") -> str:
@@ -76,19 +92,22 @@ def examples(pictures: Iterable[Tuple[str, str]]) -> str:
     return f'<div class="examples" aria-label="Examples">{"".join(buttons)}</div>'
 
 
-def stage(job: Job) -> str:
-    """A job as it stands: its place in the queue, its progress, its video, or what went wrong."""
+def job(job: Job) -> str:
+    """A job as it stands: its place in the queue, its progress, its result, or what went wrong."""
+    return f'<div class="job" data-job="{job.key}" data-state="{job.state}">{_job(job)}</div>'
+
+
+def _job(job: Job) -> str:
     if job.state == DONE:
-        return _marked(job, _video(job))
+        return _result(job) + settings_table(job.settings)
     if job.state == FAILED:
-        return _marked(job, f'<div class="stage empty">{problem(job.error)}</div>')
+        return message("", job.error)
     if job.state == CANCELLED:
-        return _marked(job, '<div class="stage empty"><p role="status">Cancelled.</p></div>')
+        return message("Cancelled.")
     if job.state == WAITING:
-        line = f"Number {job.place} in the queue: another video is being made."
-        return _marked(job, f'<div class="stage empty"><p role="status">{line}</p></div>')
+        return message(f"Number {job.place} in the queue: another one is being made.")
     picture = f'<img class="preview" src="{job.preview}" alt="Rough preview">' if job.preview else ""
-    return _marked(job, f'<div class="stage{"" if picture else " empty"}">{picture}{_bar(job.progress)}</div>')
+    return f'<div class="stage{"" if picture else " empty"}">{picture}{_bar(job.progress)}</div>'
 
 
 def motion(found: Motion) -> str:
@@ -101,25 +120,23 @@ def motion(found: Motion) -> str:
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
-    """A video's settings, a line each."""
-    rows = [(name, value) for name, value in settings.items() if name != "SVD"]
-    rows += list(settings.get("SVD", {}).items())
-    lines = [f"<tr><th>{escape(str(name))}</th><td>{escape(_shown(value))}</td></tr>" for name, value in rows]
+    """What made a result, a line each."""
+    lines = []
+    for name, value in settings.items():
+        items = value.items() if isinstance(value, Mapping) else [(name, value)]
+        lines += [f"<tr><th>{escape(str(key))}</th><td>{escape(_shown(item))}</td></tr>" for key, item in items]
     return f'<details class="settings"><summary>Its settings</summary><table>{"".join(lines)}</table></details>'
 
 
-def _video(job: Job) -> str:
-    files: List[Path] = [job.folder / f"video.{name}" for name in FORMATS]
-    stem = Path(str(job.settings.get("image", "video"))).stem
-    names = {path: f"{stem}_seed{job.settings.get('seed')}{path.suffix}" for path in files if path.exists()}
-    links = [
-        f'<a class="download" href="{escape(url_of(path))}" download="{escape(name)}">{path.suffix[1:]}</a>'
-        for path, name in names.items()
-    ]
+def _result(job: Job) -> str:
+    picture = job.folder / PICTURE
+    if picture.exists():
+        return f'<div class="stage"><img class="preview" src="{escape(url_of(picture))}" alt="The picture"></div>'
+    files = {kind: path for kind in FORMATS for path in job.folder.glob(f"*.{kind}")}
+    links = [f'<a class="download" href="{escape(url_of(path))}" download>{kind}</a>' for kind, path in files.items()]
     return (
-        f'<div class="stage"><video src="{escape(url_of(files[0]))}" autoplay loop muted playsinline controls></video>'
-        "</div>"
-        f'<p class="downloads">Download {" ".join(links)}</p>{settings_table(job.settings)}'
+        f'<div class="stage"><video src="{escape(url_of(files["mp4"]))}" autoplay loop muted playsinline controls>'
+        f'</video></div><p class="downloads">Download {" ".join(links)}</p>'
     )
 
 
@@ -132,10 +149,6 @@ def _bar(progress: Optional[Progress]) -> str:
         line += f"; about {_duration(progress.seconds_left)} left"
     bounds = f'value="{progress.done}" max="{progress.total}"' if progress.total else ""
     return f'<p class="progress" role="status"><progress {bounds}></progress>{line}</p>'
-
-
-def _marked(job: Job, content: str) -> str:
-    return f'<div class="job" data-job="{job.key}" data-state="{job.state}">{content}</div>'
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.motion import FULL_SCORE, clip_score, motion_bucket, motion_score, video_motion
+from data.motion import FULL_SCORE, clip_flow, clip_score, motion_bucket, motion_score, video_motion
 from data.video_reader import VideoError, VideoReader
 from tests.data.synthetic_videos import pan, write_video
 
@@ -55,6 +55,10 @@ def test_a_pan_has_its_speed(speed, seed):
     pixels = speed * height * seconds
     frames = pan(4, height, 320, 0.8 * pixels, 0.6 * pixels, seed)
     assert clip_score(frames, seconds) == pytest.approx(speed, rel=0.05)
+    flows = list(clip_flow(frames, seconds))
+    assert len(flows) == 3 and all(np.array_equal(frame, shown) for frame, (shown, _) in zip(frames, flows))
+    mean = np.mean([np.abs(flow.mean((0, 1))) for _, flow in flows], axis=0)  # across and down
+    assert mean == pytest.approx(speed * np.array([0.8, 0.6]), rel=0.06)
 
 
 def test_a_faster_pan_still_scores_as_fast():

@@ -13,12 +13,12 @@ def served(monkeypatch):
     """What `serve` was called with, in place of a page."""
     calls = []
     monkeypatch.setattr(page, "serve", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(page.os, "environ", {})
     return calls
 
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(page, "OFFLINE", {})
     with pytest.raises(UserError, match="^the page needs Gradio: pip install -r requirements-page.txt$"):
         page.main([])
 

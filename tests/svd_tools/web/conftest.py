@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.training import free_port
+from tests.svd_tools.small_model import save_random
 from tests.svd_tools.web import PROJECT, TINY
 
-START_SECONDS, RUN_SECONDS = 240, 300
+RUN_SECONDS = 300
+SMALL_XL = PROJECT / "tests" / "parity" / "sd_xl_base_small.yaml"
 
 
 class Server:
@@ -28,6 +30,8 @@ class Server:
         self.models.mkdir()
         (self.models / "svd_tiny.safetensors").symlink_to(TINY)
         (self.models / "broken<b>.safetensors").write_bytes(b"no weights at all")
+        (self.models / "small_xl.yaml").write_text(f"base: {SMALL_XL}\n")
+        save_random(self.models / "small_xl.safetensors", SMALL_XL)
         command = [sys.executable, str(PROJECT / "svd_tools" / "page.py"), f"--port={self.port}"]
         command += [f"--models={self.models}", *flags]
         self.log = open(folder / "log.txt", "w")  # noqa: SIM115, closed with the server
@@ -55,7 +59,7 @@ class Tab:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(server.address)
-        self.page.wait_for_selector("#run")
+        self.page.wait_for_selector("#video-run")
 
     def fill(self, **options) -> None:
         """Sets controls; opens the lower ones first."""
@@ -80,24 +84,25 @@ class Tab:
         self.page.wait_for_selector(f'.crop[alt$="{name}"]')
 
     def state(self) -> str:
-        job = self.page.query_selector("#stage .job")
+        job = self.page.query_selector("#video-stage .job")
         return job.get_attribute("data-state") if job else ""
 
     def job(self) -> str:
-        return self.page.get_attribute("#stage .job", "data-job")
+        return self.page.get_attribute("#video-stage .job", "data-job")
 
     def run(self) -> str:
         """Presses Run and waits for the new job's beginning; returns its key."""
         before = self.job() if self.state() else ""
-        self.page.click("#run")
-        self.page.wait_for_function(f"(document.querySelector('#stage .job')?.dataset.job || {before!r}) != {before!r}")
+        self.page.click("#video-run")
+        key = "document.querySelector('#video-stage .job')?.dataset.job"
+        self.page.wait_for_function(f"({key} || {before!r}) != {before!r}")
         return self.job()
 
     def wait(self, *states) -> str:
         """Waits for one of the states; returns it."""
         deadline = time.monotonic() + RUN_SECONDS
         while self.state() not in states:
-            assert time.monotonic() < deadline, self.page.inner_text("#stage")
+            assert time.monotonic() < deadline, self.page.inner_text("#video-stage")
             self.page.wait_for_timeout(100)
         return self.state()
 

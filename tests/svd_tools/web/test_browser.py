@@ -24,8 +24,8 @@ EVIL = "<img src=x onerror=window.broken=1>.jpg"
 
 def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
     tab = open_tab()
-    tab.page.click("#run")
-    tab.wait_for_text("#stage", "there is no picture yet")
+    tab.page.click("#video-run")
+    tab.wait_for_text("#video-stage", "there is no picture yet")
     tab.upload(TIGER)
     tab.page.wait_for_selector(".crop")
     box = tab.page.locator(".crop").bounding_box()
@@ -41,9 +41,9 @@ def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
     tab.run()
     tab.wait("running")
     tab.page.wait_for_selector(".preview")
-    assert tab.wait("done", "failed") == "done", tab.page.inner_text("#stage")
-    tab.page.wait_for_function("document.querySelector('#stage video').readyState >= 3")
-    video = "document.querySelector('#stage video')"
+    assert tab.wait("done", "failed") == "done", tab.page.inner_text("#video-stage")
+    tab.page.wait_for_function("document.querySelector('#video-stage video').readyState >= 3")
+    video = "document.querySelector('#video-stage video')"
     assert tab.page.evaluate(f"{video}.duration") == pytest.approx(8 / 7, abs=0.02)
     assert tab.page.evaluate(f"[{video}.videoWidth, {video}.loop, {video}.paused]") == [128, True, False]
     files = {kind: tmp_path / f"video.{kind}" for kind in ("mp4", "gif", "webp")}
@@ -72,13 +72,13 @@ def test_the_same_seed_gives_the_same_file_and_settings_come_back(open_tab, tmp_
         files.append(tab.download())
     assert files[0] == files[1]
     tab.fill(fps=12, seed=1)
-    tab.page.click("#again")
+    tab.page.click("#video-again")
     tab.page.wait_for_timeout(2000)
     assert [tab.page.input_value(f"{where} input") for where in ("#option-fps", "#seed")] == ["9", "5"]
     tab.fill(fps=12, seed=1)
     (tmp_path / "made.mp4").write_bytes(files[0])
     tab.upload(tmp_path / "made.mp4")
-    tab.wait_for_text("#picture", "The settings of made.mp4 are taken; its picture was tiger.jpg.")
+    tab.wait_for_text("#note", "The settings of made.mp4 are taken; its picture was tiger.jpg.")
     assert [tab.page.input_value(f"{where} input") for where in ("#option-fps", "#seed")] == ["9", "5"]
     tab.run()
     assert tab.wait("done", "failed") == "done" and tab.download() == files[0]
@@ -96,9 +96,9 @@ def test_two_visitors_queue_and_cancelling_frees_the_page(open_tab):
     first.run()
     first.wait("running")
     second.run()
-    assert second.state() == "waiting" and "Number 1 in the queue" in second.page.inner_text("#stage")
-    first.wait_for_text("#stage", "left")  # it samples, and tells the time
-    first.page.click("#cancel")
+    assert second.state() == "waiting" and "Number 1 in the queue" in second.page.inner_text("#video-stage")
+    first.wait_for_text("#video-stage", "left")  # it samples, and tells the time
+    first.page.click("#video-cancel")
     assert first.wait("cancelled", "done") == "cancelled"
     assert second.wait("done", "failed") == "done"
     first.small()
@@ -113,7 +113,7 @@ def test_a_page_loaded_again_goes_on_showing_its_video(open_tab):
     key = tab.run()
     tab.wait("running")
     tab.page.reload()
-    tab.page.wait_for_selector("#stage .job")
+    tab.page.wait_for_selector("#video-stage .job")
     assert tab.job() == key and tab.state() == "running"
     assert tab.wait("done", "failed") == "done"
 
@@ -122,23 +122,23 @@ def test_what_cannot_be_used_is_told_where_it_is(open_tab, tmp_path):
     tab = open_tab()
     (tmp_path / EVIL).write_bytes(b"no picture")
     tab.upload(tmp_path / EVIL)
-    assert EVIL in tab.wait_for_text("#picture", "it is not an image")
+    assert EVIL in tab.wait_for_text("#note", "it is not an image")
     (tmp_path / "large.jpg").write_bytes(b"x" * 2_500_000)
     tab.upload(tmp_path / "large.jpg")
     tab.wait_for_text("#picture", "large.jpg has 2.5 MB; at most 2 MB can be uploaded")
     Image.new("1", (12_000, 12_000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
-    tab.wait_for_text("#picture", "it has more than 64 million pixels")
+    tab.wait_for_text("#note", "it has more than 64 million pixels")
     tab.example()
     tab.fill(height=100)
     tab.wait_for_text("#option-height", "100 cannot be used; expected a multiple of 64 from 64 to 8192, such as 128")
-    tab.page.click("#run")
-    tab.wait_for_text("#stage", "height: 100 cannot be used")
+    tab.page.click("#video-run")
+    tab.wait_for_text("#video-stage", "height: 100 cannot be used")
     tab.small()
     assert "cannot be used" not in tab.page.inner_text("#option-height")
     tab.page.click("#model input")
     tab.page.get_by_role("option", name="broken<b>.safetensors").click()
-    tab.wait_for_text("#stage", "it is not a checkpoint")
+    tab.wait_for_text("#video-stage", "it is not a checkpoint")
     assert not tab.errors and tab.page.evaluate("window.broken") is None
 
 
@@ -148,15 +148,15 @@ def test_out_of_memory_and_a_crash_end_in_a_line_and_a_new_process(open_tab, ser
     tab.small(num_frames=1024, height=8192, width=6144)  # 26 GB of noise
     tab.run()
     assert tab.wait("done", "failed") == "failed"
-    tab.wait_for_text("#stage", "out of memory; in this order, try: decode chunk size 1")
+    tab.wait_for_text("#video-stage", "out of memory; in this order, try: decode chunk size 1")
     tab.small(sampling_steps=1000)
     tab.run()
-    tab.wait_for_text("#stage", "left")
+    tab.wait_for_text("#video-stage", "left")
     models = [child for child in psutil.Process(server.process.pid).children() if child.memory_info().rss > 3e8]
     assert len(models) == 1
     models[0].kill()
     assert tab.wait("done", "failed") == "failed"
-    tab.wait_for_text("#stage", "the model's process ended unexpectedly (signal SIGKILL")
+    tab.wait_for_text("#video-stage", "the model's process ended unexpectedly (signal SIGKILL")
     tab.small()
     tab.run()
     assert tab.wait("done", "failed") == "done"
@@ -180,6 +180,26 @@ def test_a_clip_s_motion(open_tab, tmp_path):
     tab.page.get_by_role("tab", name="Motion score").click()
     tab.upload(tmp_path / "still.mp4", "clip")
     tab.wait_for_text("#clip .problem", "still.mp4")
+
+
+def test_words_become_a_picture_and_then_a_video(open_tab, tmp_path):
+    tab = open_tab()
+    page = tab.page
+    page.get_by_role("tab", name="Text to picture").click()
+    page.click("#picture-run")
+    tab.wait_for_text("#picture-stage", "there is no prompt yet")
+    page.fill("#prompt textarea", "a fox in the snow")
+    page.fill("#option-picture-sampling_steps input", "2")
+    page.keyboard.press("Tab")
+    page.click("#picture-run")
+    page.wait_for_selector("#picture-stage .job[data-state=done] img")
+    page.click("#picture-again")
+    page.wait_for_selector('.crop[alt$="picture.png"]')
+    tab.small()
+    tab.run()  # another model: another process
+    assert tab.wait("done", "failed") == "done"
+    (tmp_path / "fox.mp4").write_bytes(tab.download())
+    assert read_metadata(tmp_path / "fox.mp4")["image"] == "picture.png"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -229,7 +249,7 @@ def test_text_can_be_read(open_tab):
     for scheme in ("light", "dark"):
         tab.page.emulate_media(color_scheme=scheme)
         tab.page.reload()
-        tab.page.wait_for_selector("#run")
+        tab.page.wait_for_selector("#video-run")
         tab.example()
         tab.fill(height=100)
         assert tab.page.evaluate(CONTRAST) == [], scheme
@@ -254,12 +274,13 @@ def test_no_file_outside_the_page_s_folder(open_tab, server):
     tab.example()
     served = next(address for address in tab.requests if "/gradio_api/file=" in address)
     folder = Path(served.partition("file=")[2]).parent
+    assert folder.name == "examples"
     assert fetch(server, f"gradio_api/file={folder}/tiger.jpg")[0] == 200
     (folder / "link.jpg").symlink_to("/etc/passwd")
     tricks = [
         "/etc/passwd", "%2Fetc%2Fpasswd", "file:///etc/passwd", "~/.bashrc", "image_to_video.py", "http://127.0.0.1:1/",
-        f"{folder}/../../../etc/passwd", f"{folder}/%2e%2e/%2e%2e/%2e%2e/etc/passwd", f"{folder}/..%2f..%2fetc%2fpasswd",
-        f"{folder}/link.jpg", f"{server.models}/svd_tiny.safetensors",
+        f"{folder}/../../../etc/passwd", f"{folder}/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        f"{folder}/..%2f..%2fetc%2fpasswd", f"{folder}/link.jpg", f"{server.models}/svd_tiny.safetensors",
     ]  # fmt: skip
     for trick in tricks:
         status, content = fetch(server, f"gradio_api/file={trick}")
@@ -311,7 +332,7 @@ def test_requests_of_two_visitors_are_neither_lost_nor_mixed_up(open_tab, tmp_pa
             tab.fill(seed=100 * index + turn)
             keys.add(tab.run())
         for index, (tab, name) in enumerate(zip(tabs, ("tiger.jpg", "sunset.jpg"))):
-            assert tab.wait("done", "failed", "cancelled") == "done", tab.page.inner_text("#stage")
+            assert tab.wait("done", "failed", "cancelled") == "done", tab.page.inner_text("#video-stage")
             path = tmp_path / f"{turn}_{index}.mp4"
             path.write_bytes(tab.download())
             settings = read_metadata(path)

@@ -6,17 +6,18 @@ from typing import get_args, get_type_hints
 import pytest
 
 from gm.config.values import Range
-from gm.errors import UserError
+from gm.options import PictureOptions
 from modules.options import VideoOptions
-from svd_tools.web.models import find_files
+from svd_tools.web.models import find_files, options_in
 from tests.svd_tools.web import PROJECT
 
 gr = pytest.importorskip("gradio", reason="the page's tests need Gradio: pip install -r requirements-page.txt")
 
-from svd_tools.web import controls as web  # noqa: E402
+from svd_tools.web import text_tab, video_tab  # noqa: E402
+from svd_tools.web.controls import NO_LORA, Panel  # noqa: E402
 
-NAMES = (*web.BASIC, *web.CROP, *web.MORE)
 OF_THE_MACHINE = {"fuse_kernels", "compile_cache"}  # change nothing that is seen
+LORAS = {"lora", "lora_scale"}  # of videos
 
 
 @pytest.fixture(scope="module")
@@ -26,48 +27,62 @@ def found():
 
 @pytest.fixture(scope="module")
 def model(found):
-    return found.models["svd_tiny.safetensors"]
+    return found.videos["svd_tiny.safetensors"]
 
 
 @pytest.fixture(scope="module")
-def controls(model):
+def panel(model):
+    panel = Panel(VideoOptions)
     with gr.Blocks(analytics_enabled=False):
-        return web.make_controls(NAMES, model.defaults(), [])
+        panel.add(video_tab.BASIC, model.defaults())
+        panel.add(video_tab.MORE, model.defaults(), [])
+    return panel
 
 
 @pytest.fixture
-def values(controls):
-    return [control.component.value for control in controls]
+def values(panel):
+    return [component.value for component in panel.components]
 
 
-def changed(controls, values, **options):
-    """The values with some controls' set otherwise; a pair's by its index, as `crop_offset_0`."""
-    names = [control.name if control.index is None else f"{control.name}_{control.index}" for control in controls]
-    assert set(options) <= set(names)
-    return [options.get(name, value) for name, value in zip(names, values)]
+def changed(panel, values, **options):
+    """The values with some controls' set otherwise."""
+    assert set(options) <= set(panel.names)
+    return [options.get(control.name, value) for control, value in zip(panel.controls, values)]
 
 
-def test_every_option_has_a_control_with_its_help(controls):
-    assert {control.name for control in controls} == {item.name for item in fields(VideoOptions)} - OF_THE_MACHINE
-    for control in controls:
+def test_every_option_has_a_control_with_its_help(panel):
+    assert set(panel.names) == {item.name for item in fields(VideoOptions)} - OF_THE_MACHINE
+    for control in panel.controls:
         assert control.component.label and (control.index == 1 or len(control.component.info) > 8)
+    pictures = {item.name for item in fields(PictureOptions)}
+    assert {*text_tab.BASIC, *text_tab.MORE} == pictures - OF_THE_MACHINE - LORAS
 
 
-def test_ranges_and_choices_are_the_declared_ones(controls):
+def test_ranges_and_choices_are_the_declared_ones(panel):
     hints = get_type_hints(VideoOptions, include_extras=True)
-    components = {control.name: control.component for control in controls}
-    bucket = components["motion_bucket_id"]
+    bucket, fps, height = (panel[name, None] for name in ("motion_bucket_id", "fps", "height"))
     limits = next(item for item in get_args(hints["motion_bucket_id"]) if isinstance(item, Range))
     assert (bucket.minimum, bucket.maximum, bucket.step) == (limits.low, limits.high, 1)
-    assert "(1 to 1000)" in components["fps"].info and components["height"].step == 64
-    assert [choice for choice, _ in components["sampler"].choices] == list(get_args(get_args(hints["sampler"])[0]))
+    assert "(1 to 1000)" in fps.info and height.step == 64
+    assert [choice for choice, _ in panel["sampler", None].choices] == list(get_args(get_args(hints["sampler"])[0]))
 
 
-def test_untouched_they_are_the_model_s_defaults(controls, values, model, found):
-    options = web.to_options(controls, values, found)
+def test_untouched_they_are_the_model_s_defaults(panel, values, model, found):
+    options = panel.options(values, found)
     assert options == {**{item.name: item.default for item in fields(VideoOptions) if item.name in options},
                        **model.defaults()}  # fmt: skip
-    assert web.check(controls, values, model, found) == ("", "")
+    assert panel.check(values, found, model.check) == ("", "")
+    weights, rest = panel.request(values, found, model)
+    assert weights.checkpoint.endswith("svd_tiny.safetensors") and weights.lora is None and "offload" not in rest
+
+
+def test_what_the_model_settles_by_itself_can_be_left_to_it(found):
+    panel = Panel(PictureOptions)
+    with gr.Blocks(analytics_enabled=False):
+        panel.add((*text_tab.BASIC, *text_tab.MORE), {"height": 512, "width": 512, "sampler": "euler", "cfg": 5.0})
+    options = panel.options([component.value for component in panel.components], found)
+    assert options["schedule"] is options["timestep"] is options["guidance_interval"] is None
+    assert (options["cfg"], options["prompt_weights"]) == (5.0, "comfyui")
 
 
 @pytest.mark.parametrize(
@@ -83,14 +98,14 @@ def test_untouched_they_are_the_model_s_defaults(controls, values, model, found)
         ({"guidance_interval": "5, 1"}, "guidance_interval", "the second sigma is the larger"),
     ],
 )
-def test_what_does_not_go_together_is_told_by_name(controls, values, model, found, options, name, line):
-    told = web.check(controls, changed(controls, values, **options), model, found)
+def test_what_does_not_go_together_is_told_by_name(panel, values, model, found, options, name, line):
+    told = panel.check(changed(panel, values, **options), found, model.check)
     assert told[0] == name and line in told[1]
 
 
-def test_an_empty_number_is_the_default(controls, values, model, found):
-    values = changed(controls, values, min_cfg=None, guider="constant", fps=None, guidance_interval="[1, 5]")
-    options = web.to_options(controls, values, found)
+def test_an_empty_number_is_the_default(panel, values, model, found):
+    values = changed(panel, values, min_cfg=None, guider="constant", fps=None, guidance_interval="[1, 5]")
+    options = panel.options(values, found)
     assert options["min_cfg"] is None and options["fps"] == 7 and options["guidance_interval"] == (1.0, 5.0)
     assert isinstance(options["motion_bucket_id"], int)
 
@@ -103,26 +118,22 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("sampler", ["heun", "HeunEDMSampler"])
-def test_a_video_s_settings_come_back(controls, values, model, found, sampler):
-    options, title, problems = web.from_settings({"seed": 1, "SVD": {**SETTINGS, "sampler": sampler}}, found)
-    assert (title, problems) == ("svd_tiny.safetensors", [])
-    updates = web.to_values(controls, options)
+def test_a_video_s_settings_come_back(panel, values, model, found, sampler):
+    options, problems = options_in({**SETTINGS, "sampler": sampler}, panel.names, panel.hints, found)
+    assert (found.title_of(SETTINGS), problems) == ("svd_tiny.safetensors", [])
+    updates = panel.values(options, found)
     values = [update.get("value", value) for update, value in zip(updates, values)]
-    values = [None if value == "none" else value for value in values]
-    assert web.check(controls, values, model, found) == ("", "")
-    options = web.to_options(controls, values, found)
+    assert values[panel.names.index("lora") + 1] == NO_LORA and panel.check(values, found, model.check) == ("", "")
+    back = panel.options(values, found)
     expected = {**SETTINGS, "sampler": "heun", "schedule": "ays", "crop_offset": (0.1, 0.9),
                 "guidance_interval": (0.5, 100.0)}  # fmt: skip
-    assert {name: options[name] for name in expected if name in options} == {
-        name: value for name, value in expected.items() if name in options
+    assert {name: back[name] for name in expected if name in back} == {
+        name: value for name, value in expected.items() if name in back
     }
 
 
-def test_what_cannot_come_back_is_told(found):
+def test_what_cannot_come_back_is_told(panel, found):
     stored = {"checkpoint": "other.safetensors", "lora": "gone.safetensors", "fps": "many", "sampler": "Unknown"}
-    options, title, problems = web.from_settings({"SVD": stored}, found)
-    assert title == "" and "fps" not in options
+    options, problems = options_in(stored, panel.names, panel.hints, found)
+    assert found.title_of(stored) == "" and "fps" not in options
     assert [line for line in problems if "gone.safetensors" in line] and [line for line in problems if "fps" in line]
-    assert [line for line in problems if "its model other.safetensors is not among the files here" in line]
-    with pytest.raises(UserError, match="another kind"):
-        web.from_settings({"prompt": "a text"}, found)

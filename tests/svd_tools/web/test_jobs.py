@@ -1,5 +1,6 @@
 """The queue: order, places, cancelling, visitors who leave, and that nothing stops it."""
 
+import os
 import threading
 import time
 
@@ -8,8 +9,8 @@ import pytest
 from gm.errors import UserError
 from svd_tools.web import jobs
 from svd_tools.web.jobs import CANCELLED, DONE, FAILED, RUNNING, JobQueue
+from svd_tools.web.making import Progress
 from svd_tools.web.process import Cancelled
-from svd_tools.web.videos import Progress
 
 
 class Work:
@@ -118,3 +119,12 @@ def test_there_is_an_end_to_what_waits_and_what_is_kept(queue, work, monkeypatch
     monkeypatch.setattr(jobs, "KEPT_SECONDS", 0)
     submit(queue, 5)
     assert queue.find(ours[2].key) is None
+
+
+def test_uploads_are_removed_when_they_are_old(work, tmp_path, monkeypatch):
+    (tmp_path / "uploads" / "a").mkdir(parents=True)
+    for name in ("old.jpg", "new.jpg"):
+        (tmp_path / "uploads" / "a" / name).touch()
+    os.utime(tmp_path / "uploads" / "a" / "old.jpg", (0, 0))
+    JobQueue(work, tmp_path, [tmp_path / "uploads"]).submit(lambda folder: 1)
+    assert [path.name for path in (tmp_path / "uploads" / "a").iterdir()] == ["new.jpg"]

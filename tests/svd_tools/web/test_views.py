@@ -7,8 +7,8 @@ import pytest
 
 from svd_tools.web import views
 from svd_tools.web.jobs import DONE, FAILED, RUNNING, WAITING, Job
+from svd_tools.web.making import Progress
 from svd_tools.web.reader import Picture
-from svd_tools.web.videos import Progress
 
 EVIL = "\"><img src=x onerror='alert(1)'>&<script>"
 
@@ -38,11 +38,11 @@ def test_names_are_shown_and_not_run(job):
     job.folder.mkdir()
     (job.folder / "video.mp4").touch()
     job.change(state=DONE, settings={"image": EVIL, EVIL: 1, "SVD": {"checkpoint": EVIL, EVIL: [EVIL]}})
-    done = views.stage(job)
+    done = views.job(job)
     job.change(state=FAILED, error=EVIL)
-    shown = [views.problem(EVIL), views.crop_caption(picture, (1, 2)), views.stage(job), done]
+    shown = [views.problem(EVIL), views.crop_caption(picture, (1, 2)), views.job(job), done]
     hidden = [views.crop(picture, (1, 2), (0, 1)), views.examples([(EVIL, f"/{EVIL}")]),
-              views.drop_area(EVIL, EVIL, EVIL, EVIL, text=EVIL)]  # fmt: skip
+              views.drop_area(EVIL, EVIL, EVIL, EVIL, text=EVIL), views.message(EVIL, EVIL)]  # fmt: skip
     for page in [*shown, *hidden]:
         elements = Parsed(page).elements
         assert "script" not in [tag for tag, _ in elements]
@@ -53,12 +53,12 @@ def test_names_are_shown_and_not_run(job):
 
 def test_a_job_s_stages(job):
     job.change(state=WAITING, place=3)
-    assert "Number 3 in the queue" in views.stage(job)
+    assert "Number 3 in the queue" in views.job(job)
     job.change(state=RUNNING, progress=Progress("sampling", 3, 10, 33.3), preview="data:image/webp;base64,AAAA")
-    shown = views.stage(job)
+    shown = views.job(job)
     assert "Sampling, 3 of 10; about 33 s left" in shown and 'value="3" max="10"' in shown and "base64,AAAA" in shown
     job.change(progress=Progress("decoding", 0, 4, 7200.0))
-    assert "about 2.0 h left" in views.stage(job) and f'data-job="{job.key}"' in views.stage(job)
+    assert "about 2.0 h left" in views.job(job) and f'data-job="{job.key}"' in views.job(job)
 
 
 def test_a_file_s_address_is_quoted():
