@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.backend.runtime import RUNTIME_FLAGS
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
-from gm.errors import UserError, run_command
-from gm.files import read_text, reason
+from gm.errors import UserError, run_command, start_log
+from gm.files import FilePath, read_text, reason
 
 PROJECT = Path(__file__).resolve().parents[1]
 MEGA = 10**6
@@ -39,11 +39,11 @@ def build_parser() -> CommandParser:
     summary, _, details = __doc__.split("\n\n")
     parser = CommandParser(prog="page.py", description=f"{summary} {details}")
     add = parser.add_argument
-    add("--models", type=str, default="checkpoints", help="folder searched for checkpoints and LoRAs")
+    add("--models", type=FilePath, default="checkpoints", help="folder searched for checkpoints and LoRAs")
     add("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 is every network of this machine")
     add("--port", type=Annotated[int, Range(1, 65535)], default=7860, help="port to listen on")
     auth = "text file of the visitors who may enter: name:password on each line"
-    add("--auth", type=Optional[str], default=None, help=auth)
+    add("--auth", type=Optional[FilePath], default=None, help=auth)
     add("--share", type=bool, default=False, help="also serve the page at a public address, through Gradio's relay")
     add("--max_megabytes", type=Annotated[int, Range(1, 10_000)], default=64, help="of an uploaded file")
     add("--max_megapixels", type=Annotated[int, Range(1, 1000)], default=64, help="of an uploaded picture")
@@ -59,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UserError: Gradio is not installed, or a flag cannot be used.
     """
     flags = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_log()
     auth = read_visitors(Path(flags.auth)) if flags.auth is not None else None
     models = Path(flags.models)
     models = models if models.is_dir() else PROJECT / models

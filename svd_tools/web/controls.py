@@ -30,7 +30,7 @@ from svd_tools.web.models import Found, Model
 LABELS = {"motion_bucket_id": "Motion bucket", "fps": "Frames per second", "noise_aug_strength": "Noise augmentation",
           "num_frames": "Frames", "sampling_steps": "Steps", "min_cfg": "Lowest guidance scale",
           "max_cfg": "Highest guidance scale", "cfg": "Guidance scale", "guidance_interval": "Guided sigmas",
-          "lora": "LoRA", "lora_scale": "LoRA scale", "amp_level": "Precision"}  # fmt: skip
+          "lora": "LoRA", "lora_scale": "LoRA scale", "lora_alpha": "LoRA alpha", "amp_level": "Precision"}  # fmt: skip
 ITEMS = {"crop_offset": ("Crop, down", "Crop, across")}  # a control for each
 MOST_SLIDER_STEPS = 256  # of a range that a slider is good for
 FINE = 0.01  # step of a number that need not be whole
@@ -212,8 +212,8 @@ def _choices(annotation: Any) -> List[str]:
 
 
 def _limits(annotation: Any) -> Optional[Range]:
-    numbers = [part for part in _parts(annotation) if get_origin(part) is Annotated]
-    return get_args(numbers[0])[1] if numbers else None
+    limits = [item for part in _parts(annotation) for item in get_args(part) if isinstance(item, Range)]
+    return limits[0] if limits else None
 
 
 def _whole(annotation: Any) -> bool:

@@ -9,6 +9,7 @@ from data.image_reader import fit_image, read_image
 from data.video_writer import GIF_MAX_FPS, write_picture, write_video
 from gm.backend.memory import explain_out_of_memory, memory_limit
 from gm.backend.runtime import setup_runtime
+from gm.weights.model_kind import portable
 from svd_tools.web.preview import Preview
 from svd_tools.web.process import Reporter
 
@@ -22,12 +23,14 @@ STEM_LENGTH = 48  # characters of that name
 
 
 class Weights(NamedTuple):
-    """What a loaded model is told apart by: two files, and the options that act while it is loaded."""
+    """What a loaded model is told apart by: two files, and the options that act while it is loaded
+    (:data:`gm.pipeline.LOADED_WITH`)."""
 
     config: str
     checkpoint: str
     lora: Optional[str] = None
     lora_scale: float = 1.0
+    lora_alpha: Optional[float] = None
     amp_level: str = "auto"
     offload: bool = False
 
@@ -82,7 +85,7 @@ class Maker:
     def __call__(self, request: Request, report: Reporter) -> Dict[str, Any]:
         """Writes the result into the request's folder, a video once per format.
 
-        Reports :class:`Progress`, and previews as data URLs.
+        A video's settings are flags of image_to_video.py. Reports :class:`Progress`, and previews as data URLs.
 
         Returns:
             The settings that made it, as the commands store them.
@@ -111,7 +114,7 @@ class Maker:
         for kind in FORMATS:
             if kind != "gif" or pipeline.fps <= GIF_MAX_FPS:
                 path = Path(request.folder) / f"{stem}_seed{request.seed}.{kind}"
-                write_video(frames, path, pipeline.fps, settings, kind)
+                write_video(frames, path, pipeline.fps, {**settings, "output_format": kind}, kind)
         return settings
 
     def _picture(self, request: PictureRequest, report: Reporter) -> Dict[str, Any]:
@@ -142,7 +145,7 @@ class Maker:
             "seed": request.seed,
             "mode": self.runtime.mode,
             "device_target": self.runtime.device,
-            group: {"config": Path(request.weights.config).name, **self.pipeline.settings},
+            group: {"config": portable(request.weights.config), **self.pipeline.settings},
         }
 
 

@@ -3,21 +3,21 @@
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from gm.config.factory import instantiate
 from gm.config.values import OptionError, expect
 from gm.errors import UserError
 from gm.options import PictureOptions
+from gm.pipeline import word_of
 from gm.sampling.samplers import SAMPLERS
 from gm.sampling.schedules import SCHEDULES
 from gm.weights.checkpoint import open_checkpoint
-from gm.weights.lora_file import is_lora_name
 from gm.weights.model_kind import KnownModel, architecture_of, find_model, known_models
 from modules.options import VideoOptions, choose_sampler
 from modules.video_guidance import GUIDERS
 
-TABLES = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guider": GUIDERS}
+LORA = "lora"  # in the names of its tensors, whoever wrote it
 SUFFIXES = (".safetensors", ".ckpt")
 MOST_FILES = 1000
 
@@ -40,11 +40,11 @@ class Model(NamedTuple):
         params, sampler = self.known.config["model"].get("params", {}), self._sampler()
         low, high = sampler.guider.min_scale, sampler.guider.max_scale
         values = {name: params[name] for name in ("num_frames", "height", "width") if name in params}
-        values.update(sampling_steps=sampler.num_steps, sampler=word_of(SAMPLERS, type(sampler)))
+        values.update(sampling_steps=sampler.num_steps, sampler=word_of(sampler, SAMPLERS))
         if not self.makes_videos:
             return {**values, "cfg": high}
-        schedule = word_of(SCHEDULES, type(sampler.discretization))
-        guider = word_of(GUIDERS, type(sampler.guider))
+        schedule = word_of(sampler.discretization, SCHEDULES)
+        guider = word_of(sampler.guider, GUIDERS)
         return {**values, "schedule": schedule, "guider": guider, "min_cfg": low, "max_cfg": high}
 
     def check(self, options: Mapping[str, Any]) -> None:
@@ -114,9 +114,7 @@ def options_in(
     options, problems = {}, []
     for name in (name for name in names if name in stored):
         value = stored[name]
-        if name in TABLES and value is not None:
-            value = word_of(TABLES[name], str(value))
-        elif name == "lora" and value is not None:
+        if name == "lora" and value is not None:
             value = next((str(path) for path in found.loras.values() if path.name == Path(str(value)).name), None)
             if value is None:
                 problems.append(f"its LoRA {stored[name]} is not among the files here")
@@ -128,12 +126,6 @@ def options_in(
         except OptionError as error:
             problems.append(str(error))
     return options, problems
-
-
-def word_of(table: Mapping[str, Any], kind: Any) -> Optional[str]:
-    """The word that a table has for a class, or for a class's name; a word of the table is itself."""
-    name = kind if isinstance(kind, str) else kind.__name__
-    return next((word for word, cls in table.items() if name in (word, cls.__name__)), None)
 
 
 def _weights_below(folder: Path) -> List[Path]:
@@ -156,7 +148,7 @@ def _looked_at(path: Path, folder: Path, *_: int) -> Tuple[bool, List[KnownModel
     except UserError as error:
         return False, [], str(error)
     try:
-        if any(map(is_lora_name, source.info)):
+        if any(LORA in name for name in source.info):
             return True, [], ""
         have = architecture_of(source.info)
         models = [*_described_in(folder), *known_models()]

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import gradio as gr
 
-from data.image_reader import find_images
+from data.file_search import find_images
 from gm.config.values import expect, fits, show
 from gm.errors import UserError
 from modules.options import VideoOptions
@@ -24,7 +24,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FIRST_MODEL = "svd_tiny"
 BASIC = ("motion_bucket_id", "fps", "num_frames", "sampling_steps", "noise_aug_strength")
 MORE = ("crop_offset", "sampler", "schedule", "guider", "min_cfg", "max_cfg", "guidance_interval", "height", "width",
-        "decode_chunk_size", "tile_size", "feature_cache", "offload", "lora", "lora_scale", "amp_level")  # fmt: skip
+        "decode_chunk_size", "tile_size", "feature_cache", "offload", "lora", "lora_scale", "lora_alpha", "amp_level",
+        "like", "noise", "resize")  # fmt: skip
 HINT = "Drop a picture here, paste one, or click to choose a file"
 LABEL = "A picture to animate"
 KINDS = "image/*,.avif,.jp2,.tif,.tiff,.mp4"

@@ -61,11 +61,12 @@ def test_a_video_in_every_format_and_a_model_loaded_once(make, tmp_path):
         request = VideoRequest(weights, {"fps": fps}, seed, str(folder), str(tmp_path / "red.png"), "my <b>cat.png")
         settings = maker(request, reports.append)
         assert settings["seed"] == seed and settings["image"] == "my <b>cat.png"
-        assert settings["SVD"] == {"config": "svd_tiny.yaml", "checkpoint": "m.safetensors"}
+        assert settings["SVD"] == {"config": "c/svd_tiny.yaml", "checkpoint": "m.safetensors"}
     assert [name for name, *_ in log] == ["new", "update"] and log[0][2]["lora_scale"] == 1.0
     made = sorted(path.name for path in (tmp_path / "7").iterdir())
     assert made == ["my_b_cat_seed7.gif", "my_b_cat_seed7.mp4", "my_b_cat_seed7.webp"]
-    assert all(read_metadata(tmp_path / "7" / name)["seed"] == 7 for name in made)
+    metadata = [read_metadata(tmp_path / "7" / name) for name in made]
+    assert [(each["seed"], each["output_format"]) for each in metadata] == [(7, "gif"), (7, "mp4"), (7, "webp")]
     stages = [report.stage for report in reports if isinstance(report, Progress)]
     assert list(dict.fromkeys(stages)) == ["loading", "conditioning", "sampling", "writing"]
 
