@@ -5,6 +5,7 @@ share their network with (svd, svd_xt) is told from them by the file's name, its
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -106,9 +107,10 @@ def architecture_in(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def known_models(folder: Path = CONFIGS) -> List[KnownModel]:
-    """Every model that has a YAML file in a folder, sorted by name."""
-    configs = {path: load_config(path) for path in sorted(folder.glob("*.yaml"))}
+@lru_cache(maxsize=1)
+def known_models() -> List[KnownModel]:
+    """Every model that has a YAML file in `configs/`, sorted by name."""
+    configs = {path: load_config(path) for path in sorted(CONFIGS.glob("*.yaml"))}
     return [KnownModel(path, config, architecture_in(config)) for path, config in configs.items() if "model" in config]
 
 
@@ -181,7 +183,8 @@ def choose_files(
             raise UserError(f"{flags}checkpoint: {weights} is {kind}")
         if config is None:
             found = find_model(source, flags, num_frames)
-            if found.architecture.temporal != architecture_in(load_config(CONFIGS / f"{default}.yaml")).temporal:
+            own = next(model for model in known_models() if model.name == default)
+            if found.architecture.temporal != own.architecture.temporal:
                 makes = "videos" if found.architecture.temporal else "pictures"
                 raise UserError(f"{flags}checkpoint: {weights} is {found.name}, which makes {makes}; name another")
             return found.path, weights

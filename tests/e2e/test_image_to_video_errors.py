@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gm.errors import UserError
+from gm.weights.safetensors_file import save_safetensors
 from image_to_video import PROJECT, main
 
 SCRIPT = PROJECT / "image_to_video.py"
@@ -68,6 +69,53 @@ def no_weights(monkeypatch):
 )
 def test_flags_are_checked_before_weights_are_read(fails, no_weights, flags, line):
     assert line in fails(*flags)
+
+
+SLIPS = [  # what newcomers type, beside the above
+    (["--steps=20"], "unknown flag --steps; did you mean --SVD.sampling_steps?"),
+    (["--SVD.num_inference_steps=20"], "did you mean --SVD.sampling_steps?"),
+    (["--cfg=3"], "did you mean --SVD.max_cfg?"),
+    (["--augmentation_level=0"], "did you mean --SVD.noise_aug_strength?"),
+    (["--SVD.seed=3"], "did you mean --seed?"),
+    (["--SVD.num-frames=5"], "did you mean --SVD.num_frames?"),
+    (["--SVD.crop_offset", "0.2", "0.5"], "--SVD.crop_offset: 0.2 cannot be used; expected a list such as [0.5,0.5]"),
+    (["--SVD.noise_aug_strength=0,02"], "--SVD.noise_aug_strength: 0,02 cannot be used"),
+    (["--SVD.width=1024x576"], "--SVD.width: 1024x576 cannot be used; expected a multiple of 64"),
+    (["--SVD.like=a1111"], "--SVD.like: a1111 cannot be used; expected one of sgm, diffusers, comfyui"),
+    (["--SVD.like=comfyui", "--SVD.crop_offset=0,0"], "--SVD.crop_offset: [0,0] cannot be used with resize=bilinear"),
+    (["--SVD.guider=constant", "--SVD.min_cfg=2"], "--SVD.min_cfg: the constant guider has one scale"),
+    (["--SVD.checkpoint=nowhere.safetensors"], "--SVD.checkpoint: there is no file nowhere.safetensors"),
+    (["--SVD.checkpoint=configs/svd.yaml"], "svd.yaml cannot be read: it is not a checkpoint"),
+    (["--SVD.checkpoint=checkpoints"], "is a folder, not a file; convert a diffusers folder with"),
+    (["--SVD.config=nowhere.yaml"], "--SVD.config: no file at nowhere.yaml"),
+    (["--SVD.config=configs/svd_train.yaml"], "configs/svd_train.yaml describes no `model`"),
+    (["--SVD.config=configs/svd.yaml"], "random_tiny.safetensors is svd_tiny; "),
+    (["--SVD.lora=nowhere.safetensors"], "--SVD.lora: there is no checkpoint nowhere.safetensors"),
+    (["--SVD.lora=checkpoints/svd_tiny.safetensors"], "--SVD.lora: "),
+    (["--SVD.lora_alpha=8"], "--SVD.lora_alpha: 8 cannot be used without a LoRA"),
+]
+
+
+@pytest.mark.parametrize(("flags", "line"), SLIPS)
+def test_slips_are_one_line_before_mindspore_is_imported(fails, monkeypatch, flags, line):
+    def refuse(*args):
+        raise AssertionError("the runtime was set up")
+
+    monkeypatch.setattr("image_to_video.setup_runtime", refuse)
+    said = fails(*flags)
+    assert line in said and len(said) < 500
+
+
+def test_a_configuration_alone_names_the_file_that_it_needs(image, tmp_path):
+    with pytest.raises(UserError, match=r"^--SVD\.checkpoint: configs/svd\.yaml needs svd\.safetensors: "):
+        main([f"--image={image}", f"--output_dir={tmp_path / 'out'}", "--SVD.config=configs/svd.yaml"])
+
+
+def test_a_lora_given_as_weights_is_called_what_it_is(fails, tmp_path):
+    save_safetensors(tmp_path / "l.safetensors", {"diffusion_model.x.lora_A.weight": np.zeros((1, 2), np.float32)})
+    assert "l.safetensors is a LoRA, which goes on top of a checkpoint" in fails(
+        f"--SVD.checkpoint={tmp_path / 'l.safetensors'}"
+    )
 
 
 def test_bad_images_are_found_before_weights_are_read(fails, no_weights, tmp_path):
