@@ -270,3 +270,40 @@ def test_the_command_line(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --videos: cannot read nothing.csv") and done.stderr.count("\n") == 1
+
+
+def test_numbered_frames_and_animations_are_scored(run, tmp_path, caplog):
+    videos = tmp_path / "videos"
+    (videos / "walk").mkdir(parents=True)
+    frames = [Image.fromarray(frame) for frame in pan(30, HEIGHT, 160, 0.06 * HEIGHT / FPS)]
+    for number, frame in enumerate(frames):
+        frame.save(videos / "walk" / f"{number:03d}.png")
+    frames[0].save(videos / "moves.webp", save_all=True, append_images=frames[1:], duration=80, lossless=True)
+    frames[0].save(videos / "still.gif")
+    with caplog.at_level(logging.INFO):
+        table, _ = run(f"--fps={FPS}", videos=videos)
+    assert [(row["path"], row["length"], row["fps"]) for row in table] == [
+        ("moves.webp", "30", "12.5"), ("walk", "30", "12.0"),
+    ]  # fmt: skip
+    assert float(table[0]["score"]) == pytest.approx(0.06 * 12.5 / FPS, rel=0.1)
+    assert float(table[1]["score"]) == pytest.approx(0.06, rel=0.1)
+    assert "1 folders of numbered frames count as 12 frames per second" in caplog.text
+    assert "passed over 1 files of other kinds" in caplog.text and "still.gif" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        again, _ = run(f"--fps={2 * FPS}", videos=videos)
+    assert float(again[1]["score"]) == pytest.approx(0.12, rel=0.1) and again[0] == table[0]
+    assert "1 of 2 videos are scored already" in caplog.text  # the folder's rate is another one
+
+
+def test_a_csv_s_odd_names_are_read_back(run, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    frames = pan(30, HEIGHT, 160, 0.06 * HEIGHT / FPS)
+    for name in (" lead.mp4", "bad.mp4", "new\nline.mp4", "a;b,c.mp4"):
+        write_video(videos / name, frames, fps=Fraction(FPS))
+    os.rename(videos / "bad.mp4", os.fsencode(videos) + b"/bad\xff.mp4")
+    table, out = run(videos=videos)
+    assert [row["path"] for row in table] == [" lead.mp4", "a;b,c.mp4", "new\nline.mp4"] and "left out 1 broken" in out
+    dataset = VideoDataset(videos, tmp_path / "videos.csv", frames=4, step=2, height=64, width=64)
+    assert [row.path for row in dataset.rows] == [row["path"] for row in table]
