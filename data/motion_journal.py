@@ -1,6 +1,7 @@
 """What moves when in each video, kept on disk line by line: no video is scored twice, and training reads it too."""
 
 import json
+import math
 import os
 import re
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 from data.file_search import FRAMES_FPS, stamp
 from data.motion import MEASURE, Motion, Piece
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, open_input, open_private, parse_json, reason
+from gm.files import PathLike, atomic_file, open_private, parse_json, read_lines, reason
 
 SUFFIX = ".journal"  # after the CSV file's name
 METHOD = {"measure": MEASURE, "reader": 2}  # raised when other pixels are read
@@ -99,6 +100,11 @@ class Journal:
             return stamp(path) + ([self._fps] if os.path.isdir(path) else [])
         return None
 
+    def remove_if_useless(self) -> None:
+        """Removes the file if it knows of broken videos alone."""
+        if all(record.finding.error for record in self._records.values()):
+            self._path.unlink(missing_ok=True)
+
     def _others(self) -> List[Path]:
         name = re.compile(re.escape(self._main.name) + r"-\d+")
         return sorted(path for path in self._main.parent.glob("*") if name.fullmatch(path.name))
@@ -116,17 +122,17 @@ def read_motions(metadata: PathLike) -> Dict[str, Motion]:
 
 def _records(path: Path) -> Iterator[Record]:
     """The whole lines of a journal, if it is of today's measure; none if there is no such file."""
+    lines = read_lines(path)
     try:
-        with open_input(path, "r", encoding="utf-8") as file:
-            header: Any = None
-            with suppress(ValueError):
-                header = parse_json(file.readline())
-            if header == {"method": METHOD}:
-                yield from filter(None, map(_parsed, file))
+        header: Any = None
+        with suppress(ValueError):
+            header = parse_json(next(lines, ""))
+        if header == {"method": METHOD}:
+            yield from filter(None, map(_parsed, lines))
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}, which keeps the scores of earlier runs; remove it") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}, the scores of earlier runs: {reason(error)}; remove it") from error
 
 
 def _line(record: Record) -> str:
@@ -135,11 +141,13 @@ def _line(record: Record) -> str:
 
 def _parsed(line: str) -> Optional[Record]:
     """What :func:`_line` made a line of; None for any other."""
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, LookupError, OverflowError):
         fields = parse_json(line)
         known = fields["finding"]
         (pieces,) = known["motion"]
         motion = Motion(tuple(Piece(int(a), int(b), None if score is None else float(score)) for a, b, score in pieces))
         size = (int(known["length"]), float(known["fps"]), int(known["height"]), int(known["width"]))
+        if not all(map(math.isfinite, [*size, *(piece.score or 0 for piece in motion.pieces)])):
+            return None
         return Record(str(fields["path"]), fields["stamp"], Finding(*size, motion, str(known["error"])))
     return None

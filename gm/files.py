@@ -39,7 +39,7 @@ KINDS = {
     stat.S_IFSOCK: "it is a socket, not a regular file",
     stat.S_IFCHR: "it is a device, not a regular file",
     stat.S_IFBLK: "it is a device, not a regular file",
-    stat.S_IFLNK: "it is a symbolic link, which is not written through; name the file itself",
+    stat.S_IFLNK: "it is a symbolic link, which is not written through; name what it leads to",
 }
 
 
@@ -162,6 +162,19 @@ def cleared_if_refused(folder: PathLike, names: Sequence[str] = ()) -> Iterator[
         raise
 
 
+def own_folder(path: PathLike) -> Path:
+    """A folder that this program names, inside one that the user named; made if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or is a link, which may lead anywhere.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, KINDS[stat.S_IFLNK], os.fspath(path))
+    return path
+
+
 def require_writable(path: PathLike, flag: str) -> None:
     """Raises a UserError, before any work, where :func:`atomic_file` would refuse the name later."""
     try:
@@ -197,6 +210,25 @@ def size(num_bytes: int) -> str:
         if num_bytes >= factor:
             return f"{num_bytes / factor:.2f} {unit}"
     return f"{num_bytes} bytes"
+
+
+@contextmanager
+def kept_room(folder: Path, num_bytes: int, what: str) -> Iterator[Callable[[], None]]:
+    """Takes room on a folder's disk, so that nothing else gets it, until what is yielded is called or the block ends.
+
+    Raises:
+        UserError: there is not so much.
+    """
+    require_free_space(folder, num_bytes, what)
+    with _temporary(folder / "room") as (_, descriptor):
+        try:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"no room for {what}: {folder} takes no {size(num_bytes)} more") from error
+        except AttributeError:  # a system on which room cannot be kept
+            pass
+        yield lambda: os.ftruncate(descriptor, 0)
 
 
 @contextmanager

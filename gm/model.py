@@ -2,7 +2,7 @@
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Annotated, Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -13,8 +13,9 @@ from gm.backend import operators
 from gm.backend.operators import inference
 from gm.config.factory import LazyConfig
 from gm.networks.autoencoder import DOWNSAMPLING, AutoencodingEngine
-from gm.networks.conditioner import Conditioning
+from gm.networks.conditioner import Conditioning, GeneralConditioner
 from gm.networks.tiling import in_tiles
+from gm.networks.unet import UNet
 from gm.sampling.denoiser import Denoiser
 from gm.sampling.feature_cache import FeatureCache
 from gm.sampling.guidance import EVERY_SIGMA, Guider
@@ -22,6 +23,12 @@ from gm.sampling.samplers import Sampler
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.model_part import ModelPart
 from gm.weights.names import compare_names
+
+
+# What each part of a model has to be.
+NetworkConfig = Annotated[LazyConfig, UNet]
+ConditionerConfig = Annotated[LazyConfig, GeneralConditioner]
+FirstStageConfig = Annotated[LazyConfig, AutoencodingEngine]
 
 
 class DiffusionEngine:
@@ -50,10 +57,10 @@ class DiffusionEngine:
 
     def __init__(
         self,
-        network: LazyConfig,
+        network: NetworkConfig,
         denoiser: Denoiser,
-        conditioner: LazyConfig,
-        first_stage: LazyConfig,
+        conditioner: ConditionerConfig,
+        first_stage: FirstStageConfig,
         sampler: Sampler,
         scale_factor: float = 0.18215,
         height: int = 576,

@@ -4,8 +4,7 @@ from typing import Optional, Sequence, Tuple
 
 import numpy as np
 
-from gm.config.factory import LazyConfig
-from gm.model import DiffusionEngine
+from gm.model import ConditionerConfig, DiffusionEngine, FirstStageConfig, NetworkConfig
 from gm.networks.conditioner import Conditioning
 from gm.networks.prompt import Prompt
 from gm.networks.text import TEXT
@@ -27,10 +26,10 @@ class TextToImageEngine(DiffusionEngine):
 
     def __init__(
         self,
-        network: LazyConfig,
+        network: NetworkConfig,
         denoiser: Denoiser,
-        conditioner: LazyConfig,
-        first_stage: LazyConfig,
+        conditioner: ConditionerConfig,
+        first_stage: FirstStageConfig,
         sampler: Sampler,
         scale_factor: float = 0.18215,
         height: int = 512,

@@ -4,8 +4,7 @@ from functools import cached_property
 from math import isqrt
 from typing import Tuple
 
-from gm.config.factory import LazyConfig
-from gm.model import DiffusionEngine
+from gm.model import ConditionerConfig, DiffusionEngine, FirstStageConfig, NetworkConfig
 from gm.sampling.denoiser import Denoiser
 from gm.sampling.samplers import Sampler
 
@@ -20,10 +19,10 @@ class VideoDiffusionEngine(DiffusionEngine):
 
     def __init__(
         self,
-        network: LazyConfig,
+        network: NetworkConfig,
         denoiser: Denoiser,
-        conditioner: LazyConfig,
-        first_stage: LazyConfig,
+        conditioner: ConditionerConfig,
+        first_stage: FirstStageConfig,
         sampler: Sampler,
         scale_factor: float = 0.18215,
         num_frames: int = 14,

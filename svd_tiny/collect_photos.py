@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
 from gm.errors import UserError, run_command, start_log
-from gm.files import FilePath, PathLike, atomic_file, make_output_dir
+from gm.files import FilePath, PathLike, atomic_file, make_output_dir, own_folder
 from svd_tiny.photo_sources import SOURCES, PhotoSource, read_photo_sources
 from svd_tiny.photos import read_photo
 
@@ -64,7 +64,7 @@ def collect_photos(packages: PathLike, output_dir: PathLike, max_side: int, sour
 
 def _convert(content: bytes, target: Path, max_side: int) -> None:
     """Any image file's bytes -> a JPEG file without metadata, shrunk if need be."""
-    target.parent.mkdir(exist_ok=True)
+    own_folder(target.parent)
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / target.stem
         original.write_bytes(content)

@@ -168,7 +168,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     check_settings(folder, {**shape, **pace, "moves": weights, "photos": names})
     size = ClipSize(args.height, args.width, args.frames)
     plans = plan_clips(photos, args.clips, weights, args.min_speed, args.max_speed, args.seed)
-    buckets = make_clips(plans, folder, size, args.fps, args.format, args.workers or os.cpu_count() or 1)
+    try:
+        buckets = make_clips(plans, folder, size, args.fps, args.format, args.workers or os.cpu_count() or 1)
+    except UserError:
+        if not any(folder.glob("clip_*")):  # settings of no clip
+            (folder / SETTINGS).unlink()
+        raise
     rows = clip_rows(plans, buckets, args)
     write_rows(folder / "clips.csv", CLIP_COLUMNS, rows)
     write_rows(folder / "metadata.csv", COLUMNS, [row[: len(COLUMNS)] for row in rows])

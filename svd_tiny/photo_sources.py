@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 from gm.errors import UserError
-from gm.files import PathLike
+from gm.files import PathLike, open_input, reason
 from svd_tiny.qt_resource import read_qt_resource
 
 SOURCES = Path(__file__).with_name("photo_sources.tsv")
@@ -34,9 +34,11 @@ class PhotoSource(NamedTuple):
         path, inside, entry = self.file.partition(INSIDE)
         file = Path(packages) / self.package / (path + inside[:-1])
         if not inside:
-            if not file.is_file():
-                raise UserError(f"no file {file}")
-            return file.read_bytes()
+            try:
+                with open_input(file) as opened:
+                    return opened.read()
+            except OSError as error:
+                raise UserError(f"no file {file}: {reason(error)}") from error
         entries = read_qt_resource(file)
         if entry not in entries:
             raise UserError(f"no {entry} in {file}")

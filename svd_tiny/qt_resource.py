@@ -3,11 +3,10 @@
 import struct
 import zlib
 from functools import lru_cache
-from pathlib import Path
 from typing import Dict, Iterator, Tuple
 
 from gm.errors import UserError
-from gm.files import PathLike, reason
+from gm.files import PathLike, open_input, reason
 
 MAGIC = b"qres"
 HEADER = struct.Struct(">4I")  # format version, then where the tree, the data and the names start
@@ -30,7 +29,8 @@ def read_qt_resource(path: PathLike) -> Dict[str, bytes]:
         UserError: the file cannot be read or is not such a file.
     """
     try:
-        blob = Path(path).read_bytes()
+        with open_input(path) as file:
+            blob = file.read()
         return dict(_walk(blob, *_header(blob), node=0, folder=""))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error

@@ -32,7 +32,8 @@ from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range, show
 from gm.errors import UserError, run_command, start_log
-from gm.files import FilePath, atomic_file, make_output_dir, open_input
+from gm.files import FilePath, atomic_file, make_output_dir, own_folder
+from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from modules.options import VideoOptions
 from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
@@ -153,23 +154,29 @@ class ClipStore:
         self.model = model
         settings = {key: value for key, value in model.pipeline.settings.items() if key != "motion_bucket_id"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = folder / f"clips_{digest}"
-        self.folder.mkdir(exist_ok=True)
+        self.folder = own_folder(folder / f"clips_{digest}")
         self.seconds: List[float] = []  # that each clip took which was made now
 
     def get(self, name: str, image: np.ndarray, bucket: int, seed: int) -> Clip:
         """A clip, made now or before."""
         fingerprint = hashlib.sha256(image.tobytes()).hexdigest()[:12]
-        path = self.folder / f"{name}_{fingerprint}_bucket{bucket}_seed{seed}.npz"
+        path = self.folder / f"{name}_{fingerprint}_bucket{bucket}_seed{seed}.safetensors"
         if path.exists():
-            with open_input(path) as file, np.load(file) as arrays:
-                return Clip(arrays["frames"], arrays["latents"])
+            return read_clip(path)
         start = time.perf_counter()
         clip = self.model.generate(image, bucket, seed)
         self.seconds.append(time.perf_counter() - start)
-        with atomic_file(path) as temporary:
-            np.savez_compressed(temporary, frames=clip.frames, latents=clip.latents)
+        save_safetensors(path, clip._asdict())
         return clip
+
+
+def read_clip(path: Path) -> Clip:
+    """A clip that an earlier run kept. Raises a UserError for a file that holds none."""
+    with open_checkpoint(path) as source:
+        clip = Clip(*(np.array(source.read(name)) if name in source.info else np.empty(0) for name in Clip._fields))
+    if (clip.frames.dtype, clip.frames.ndim, clip.frames.shape[:1]) != (np.uint8, 4, clip.latents.shape[:1]):
+        raise UserError(f"--output_dir: {path} holds no clip; remove it")
+    return clip
 
 
 def measure(

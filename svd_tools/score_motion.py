@@ -60,10 +60,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     _check(args)
     output = Path(args.output)
     histogram = Path(args.histogram or output.with_suffix(".png"))
+    data_dir, names = find_videos(Path(args.videos), args.data_dir)
     make_output_dir(output.parent, "--output")
     require_writable(output, "--output")
     require_writable(histogram, "--histogram")
-    data_dir, names = find_videos(Path(args.videos), args.data_dir)
     share = Share.of_this_process()
     if share is None:
         return
@@ -73,6 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     journal = Journal(f"{output}{SUFFIX}", share.rank, args.fps)
     findings = score_videos(data_dir, names, journal, args.workers or os.cpu_count() or 1, share, args.fps)
     if share.rank == 0:
+        journal.remove_if_useless()
         _write(findings, args.drop_static, output, histogram)
 
 
@@ -235,7 +236,7 @@ def _parser() -> CommandParser:
 def _check(args: Namespace) -> None:
     if Path(args.output).is_dir():
         raise UserError(f"--output: {args.output} is a folder; name the CSV file to write")
-    if Path(args.output).resolve() == Path(args.videos).resolve():
+    if os.path.abspath(args.output) == os.path.abspath(args.videos):
         raise UserError(f"--output: {args.output} is the list of videos itself; name another CSV file")
 
 
@@ -281,7 +282,9 @@ def _write(findings: Dict[str, Finding], drop_static: float, output: Path, histo
         logger.warning("left out %d more; %s%s says why", len(broken) - MAX_NAMES, output, SUFFIX)
     sound = {name: finding for name, finding in findings.items() if name not in broken}
     if not sound:
-        raise UserError(f"--videos: all {len(broken)} videos are broken; nothing was written")
+        name, finding = next(iter(broken.items()))
+        why = f"all {len(broken)} videos are broken, the first being {name}: {finding.error}"
+        raise UserError(f"--videos: {why}; nothing was written")
     scores = {name: finding.motion.score() for name, finding in sound.items()}
     static = set(sorted(scores, key=scores.__getitem__)[: math.floor(drop_static * len(sound))])
     rows = [

@@ -32,6 +32,7 @@ REMEDIES = (
     "(--SD.height, --SD.width)"
 )
 STEM_LENGTH = 48  # characters of the prompt that a picture's name has
+MOST_BYTES, MOST_PICTURES = 1 << 20, 100_000  # of a file of prompts, and of all of them
 Prompts = List[Tuple[str, int]]  # each with a seed
 
 
@@ -92,14 +93,15 @@ def read_prompts(flags: Namespace) -> Prompts:
     if flags.prompt_file is not None:
         flag = f"--prompt_file: {flags.prompt_file}"
         try:
-            lines = read_text(flags.prompt_file).splitlines()
+            lines = read_text(flags.prompt_file, MOST_BYTES).splitlines()
         except OSError as error:
             raise UserError(f"{flag} cannot be read: {reason(error)}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{flag} is no UTF-8 text file") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{flag}: there is no prompt in it; describe the picture in words")
+    if len(prompts) * flags.num_images > MOST_PICTURES:
+        count = f"{len(prompts)} prompts with {flags.num_images} pictures each"
+        raise UserError(f"--num_images: {count} are more than {MOST_PICTURES} pictures; name fewer")
     return [(prompt, flags.seed + index) for prompt in prompts for index in range(flags.num_images)]
 
 

@@ -12,7 +12,7 @@ import os
 import re
 from io import StringIO
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Annotated, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -90,12 +90,12 @@ def load_config(path: Union[str, Path], overrides: Optional[Sequence[str]] = Non
 
 def _merged(path: Path, flag: str, read: List[Path], above: Tuple[Path, ...] = ()) -> DictConfig:
     """A file over its bases; `read` collects all files."""
+    own = _read(path, flag)
     if path.resolve() in above:
         raise UserError(f"{flag}: {path} is its own `base`, through {', '.join(file.name for file in above)}")
     read.append(path)
     if len(read) > MOST_FILES:
         raise UserError(f"{flag}: {path}: more than {MOST_FILES} files through `base`")
-    own = _read(path, flag)
     bases = own.pop("base", OmegaConf.create([]))
     files = [path.parent / os.path.expanduser(str(base)) for base in (bases if OmegaConf.is_list(bases) else [bases])]
     return OmegaConf.merge(*(_merged(file, flag, read, (*above, path.resolve())) for file in files), own)
@@ -194,30 +194,39 @@ def _instantiate(node: Mapping[str, Any], source: str, arguments: Mapping[str, A
     cls = find_class(our_target(target))
     deferred: List[str] = getattr(cls, "DEFERRED", [])
     built = {}
-    for key, value in our_options(target, params).items():
-        name = key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
-        lazy = name in deferred and value is not None
-        built[name] = LazyConfig(value, source) if lazy else _build(value, source)
-    built.update(arguments)
-    _check_options(cls, target, built)
     try:
+        for key, value in our_options(target, params).items():
+            name = key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
+            lazy = name in deferred and value is not None
+            built[name] = LazyConfig(value, source) if lazy else _build(value, source)
+        built.update(arguments)
+        _check_options(cls, target, built)
         return cls(**built)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # numbers that do not go together
         line = " ".join(str(error).split())
         raise UserError(f"the configuration's {target} cannot be built from its options: {line}") from error
 
 
+def _check_kind(part: LazyConfig, annotation: Any, problem: str) -> None:
+    """A part that is built later is of the class that an annotation names: `Annotated[LazyConfig, UNet]`."""
+    target = _parts(part.node)[0]
+    for kind in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
+        if not issubclass(find_class(our_target(target)), kind):
+            raise UserError(f"{problem}={target}; expected a {kind.__name__}")
+
+
 def _parts(node: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
     """A node's target and a copy of its params."""
     if not isinstance(node, Mapping) or not isinstance(node.get("target"), str):
         raise UserError(f"the configuration needs `target: package.module.Class` in {node}")
+    params = node.get("params") or {}
+    if not isinstance(params, Mapping) or not all(isinstance(key, str) for key in [*node, *params]):
+        wanted = "a mapping under `params`, whose keys are words"
+        raise UserError(f"the configuration's {node['target']} needs {wanted}, not {params!r}")
     unknown = set(node) - {"target", "params"}
     if unknown:
         names = ", ".join(sorted(unknown))
         raise UserError(f"the configuration has {names} beside the target {node['target']}, not under its params")
-    params = node.get("params") or {}
-    if not isinstance(params, Mapping):
-        raise UserError(f"the configuration's {node['target']} needs a mapping under `params`, not {params!r}")
     return node["target"], dict(params)
 
 
@@ -256,7 +265,9 @@ def _check_options(cls: Any, target: str, options: Mapping[str, Any]) -> None:
         raise UserError(f"the configuration's {target} lacks {', '.join(missing)}")
     for name, value in options.items():
         annotation, limits = parameters[name].annotation, LIMITS.get(name, WHOLE_NUMBERS)
-        if value is not parameters[name].default and not fits(value, annotation, limits):
+        if isinstance(value, LazyConfig):
+            _check_kind(value, annotation, f"the configuration's {target} cannot have {name}")
+        elif value is not parameters[name].default and not fits(value, annotation, limits):
             wanted = describe(annotation, limits, value)
             raise UserError(f"the configuration's {target} cannot have {name}={show(value)}; expected {wanted}")
 

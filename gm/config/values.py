@@ -8,7 +8,8 @@ import collections.abc
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Iterator, Literal, Optional, Set, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Dict, Iterator, Literal, Optional, Set, Union, get_args, get_origin, get_type_hints
 
 from gm.errors import UserError
 
@@ -45,8 +46,13 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+        for name, annotation in _annotations(type(self)).items():
             expect(name, getattr(self, name), annotation)
+
+
+@cache
+def _annotations(group: type) -> Dict[str, Any]:
+    return get_type_hints(group, include_extras=True)
 
 
 @contextmanager

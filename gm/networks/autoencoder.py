@@ -225,7 +225,7 @@ class Decoder(nn.Cell):
 class AutoencodingEngine(nn.Cell):
     """Encoder and decoder without the 1x1 convolutions between them: SVD's `first_stage_model`."""
 
-    def __init__(self, encoder: nn.Cell, decoder: nn.Cell) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -252,7 +252,7 @@ class AutoencoderKL(AutoencodingEngine):
         embed_dim: channels of the latent.
     """
 
-    def __init__(self, encoder: nn.Cell, decoder: nn.Cell, embed_dim: int = 4, z_channels: int = 4) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, embed_dim: int = 4, z_channels: int = 4) -> None:
         super().__init__(encoder, decoder)
         self.quant_conv = Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = Conv2d(embed_dim, z_channels, 1)

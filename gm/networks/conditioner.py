@@ -141,6 +141,8 @@ class GeneralConditioner(nn.Cell):
 
     def __init__(self, embedders: Sequence[nn.Cell]) -> None:
         super().__init__()
+        if not embedders or not all(isinstance(embedder, Embedder) for embedder in embedders):
+            raise ValueError("it needs embedders, one or more, and nothing else")
         self.embedders = nn.CellList(embedders)
 
     def embed(self, batch: Mapping[str, Any], tile_size: int = 0) -> Dict[str, np.ndarray]:
@@ -175,7 +177,7 @@ class CondStageModel(GeneralConditioner):
         embedder: an :class:`Embedder`.
     """
 
-    def __init__(self, embedder: nn.Cell) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super(GeneralConditioner, self).__init__()
         self.embedders = (embedder,)
         for name, cell in embedder.name_cells().items():

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from gm.backend.memory import is_out_of_memory
 from gm.backend.operators import GRAPH_MODE
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, open_private, read_text, reason
+from gm.files import PathLike, atomic_file, open_private, own_folder, parse_json, read_lines, read_text, reason
 
 if TYPE_CHECKING:
     from gm.training.trainer import Trainer
@@ -173,10 +173,9 @@ class MetricsFile(Callback):
         self._folder = Path(trainer.output_dir)
         for path in (self._folder / METRICS_NAME, self._folder / VALIDATION_NAME):
             if path.exists():
-                lines = read_text(path).splitlines(keepends=True)
-                with atomic_file(path) as temporary:
-                    known = "".join(line for line in lines if _step(line) <= trainer.step)
-                    temporary.write_text(known, encoding="utf-8")
+                lines = read_lines(path)
+                with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                    file.writelines(line for line in lines if _step(line) <= trainer.step)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(METRICS_NAME, step, metrics)
@@ -200,7 +199,7 @@ class MetricsFile(Callback):
 def _step(line: str) -> float:
     """The step of a line; infinity for one that a killed run left unfinished."""
     try:
-        return json.loads(line)["step"]
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
@@ -251,7 +250,7 @@ class TensorBoardLog(Callback):
             return
         try:
             if self._writer is None:
-                os.makedirs(self.folder, exist_ok=True)
+                own_folder(self.folder)
                 self._files += 1
                 self._writer = EventsWriter(os.path.join(self.folder, "events"), f".{os.getpid()}.{self._files}")
             self._writer.write_event(event)

@@ -11,11 +11,12 @@ import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Annotated, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from gm.config.values import Range, expect, flags_below
 from gm.errors import UserError
 from gm.files import (
     PathLike,
@@ -44,6 +45,9 @@ AUTO = "auto"
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 FORMAT = 1  # raised when the files change their meaning
 WEIGHT = "weight"
+Steps = Annotated[int, Range(0, 2**53)]
+NUMBER_TYPES = dict.fromkeys(("step", "updates", "skipped", "nonfinite"), Steps)
+NUMBER_TYPES.update(loss_scale=dict, identity=dict)
 SHOWN = 60  # characters of a value in an error line
 
 logger = logging.getLogger(__name__)
@@ -120,6 +124,8 @@ class CheckpointFolder:
         with file:
             if not locked(file.fileno()):
                 raise UserError(f"--train.output_dir: another run is writing to {self.output_dir}")
+            if self.folder.is_symlink():
+                raise UserError(f"--train.output_dir: {self.folder} is a symbolic link; name a folder without one")
             remove_leftovers(self.folder)
             for path in self.folder.glob(f".{PREFIX}*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -165,17 +171,27 @@ def write_checkpoint(
         UserError: no room, or the folder cannot be written.
     """
     info = {name: TensorInfo("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
-    shapes = {name[len(WEIGHT) + 1 :]: entry.shape for name, entry in info.items() if name.startswith(f"{WEIGHT}.")}
-    state_bytes = sum(entry.num_bytes for entry in info.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    require_free_space(path.parent, state_bytes + writer.num_bytes(shapes), "the checkpoint")
+    room = checkpoint_bytes({name: entry.shape for name, entry in info.items()}, writer)
+    require_free_space(path.parent, room, "the checkpoint")
     kind = AVERAGE if any(name.startswith(f"{AVERAGE}.") for name in tensors) else WEIGHT
-    values = {name: tensors[f"{kind}.{name}"].asnumpy for name in shapes}
+    values = {name: tensors[f"{kind}.{name}"].asnumpy for name in _weights(info)}
     with atomic_dir(path) as folder:
         writer.write(folder, values, {"step": str(numbers["step"]), "weights": f"{kind}s of the training run"})
         write_safetensors(folder / TENSORS, info, lambda name: array_bytes(tensors[name].asnumpy()), {})
         with atomic_file(folder / NUMBERS) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, **numbers}, indent=1))
+
+
+def checkpoint_bytes(shapes: Mapping[str, Tuple[int, ...]], writer: WeightsWriter) -> int:
+    """Room that a checkpoint takes, for the shapes of what :func:`write_checkpoint` is given, up to its headers."""
+    state_bytes = sum(TensorInfo("F32", shape).num_bytes for shape in shapes.values())
+    return state_bytes + writer.num_bytes({name: shapes[f"{WEIGHT}.{name}"] for name in _weights(shapes)})
+
+
+def _weights(names: Iterable[str]) -> List[str]:
+    """What is trained, by its name in the network."""
+    return [name[len(WEIGHT) + 1 :] for name in names if name.startswith(f"{WEIGHT}.")]
 
 
 def read_numbers(path: Path) -> Dict[str, Any]:
@@ -187,6 +203,9 @@ def read_numbers(path: Path) -> Dict[str, Any]:
     try:
         numbers = parse_json(read_text(path / NUMBERS))
         if numbers["format"] == FORMAT:
+            with flags_below(f"{RESUME}: {path / NUMBERS}: "):
+                for name, annotation in NUMBER_TYPES.items():
+                    expect(name, numbers[name], annotation)
             return numbers
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{RESUME}: {path} is no checkpoint that can be resumed: {NUMBERS} cannot be read") from error

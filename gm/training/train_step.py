@@ -5,13 +5,14 @@ loss scale) is decided on the host, the same way in graph and PyNative mode.
 """
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Annotated, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from gm.backend import operators
+from gm.config.values import Range, expect
 from gm.training.distributed import Communicator
 from gm.training.optim import AdamW, WeightAverage
 
@@ -77,7 +78,13 @@ class LossScale:
         return {"value": self.value, "finite_updates": self.finite_updates}
 
     def restore(self, state: Dict[str, float]) -> None:
-        """Goes on where another one was."""
+        """Goes on where another one was.
+
+        Raises:
+            OptionError: numbers that no state has.
+        """
+        expect("loss_scale.value", state.get("value"), Annotated[float, Range(SMALLEST, LARGEST)])
+        expect("loss_scale.finite_updates", state.get("finite_updates"), Annotated[int, Range(0, 2**53)])
         self.value, self.finite_updates = float(state["value"]), int(state["finite_updates"])
 
 

@@ -13,7 +13,9 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from gm.backend.memory import peak_memory_gb
+from gm.config.values import flags_below
 from gm.errors import UserError
+from gm.files import kept_room
 from gm.model import DiffusionEngine
 from gm.training import checkpoints as state
 from gm.training.callbacks import Callback
@@ -22,6 +24,7 @@ from gm.training.optim import LearningRate
 from gm.training.train_step import Inputs, StepResult, TrainStep
 from gm.weights.parameters import WeightsWriter
 
+HEADER_BYTES = 1 << 22  # of a checkpoint's files, at most
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Batch = Mapping[str, np.ndarray]  # what the data set gives: column -> values with a batch axis
 Randoms = Sequence[SampleRandom]  # of the b clips of a batch
@@ -135,21 +138,31 @@ class Trainer:
         """Trains from the present step on; a checkpoint is there at the end, whatever ends it in good order.
 
         Raises:
-            UserError: the loss or its gradients stayed without finite values; the data cannot be read; the last
-                checkpoint cannot be written.
+            UserError: no room for that checkpoint; the loss or its gradients stayed without finite values; the data
+                cannot be read; the last checkpoint cannot be written.
         """
-        for callback in self.callbacks:
-            callback.on_start(self)
-        try:
-            with StopSignal() as stop:
-                if self.step == 0:
-                    self._validate()
-                self._loop(stop)
-            if self.step != self._saved_step:
-                self.save(last=True)
-        finally:
+        with self._room() as give_back:
             for callback in self.callbacks:
-                callback.on_end(self.step)
+                callback.on_start(self)
+            try:
+                with StopSignal() as stop:
+                    if self.step == 0:
+                        self._validate()
+                    self._loop(stop)
+                give_back()
+                if self.step != self._saved_step:
+                    self.save(last=True)
+            finally:
+                for callback in self.callbacks:
+                    callback.on_end(self.step)
+
+    def _room(self) -> ContextManager[Callable[[], None]]:
+        """Keeps room for the last checkpoint from the start on: a disk that fills meanwhile does not lose the run."""
+        if self.communicator.rank:
+            return nullcontext(lambda: None)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors({}).items()}
+        room = state.checkpoint_bytes({**shapes, **self.train_step.optimizer.shapes()}, self.writer)
+        return kept_room(self.output_dir, room + HEADER_BYTES, "the run's last checkpoint")
 
     def _loop(self, stop: StopSignal) -> None:
         inputs = self._inputs()
@@ -275,7 +288,8 @@ class Trainer:
         state.read_tensors(path, self._tensors(optimizer.state()), optimizer.shapes())
         self.step, self.skipped, self.nonfinite = (numbers[name] for name in ("step", "skipped", "nonfinite"))
         self.train_step.updates = numbers["updates"]
-        self.train_step.loss_scale.restore(numbers["loss_scale"])
+        with flags_below(f"{state.RESUME}: {path}: "):
+            self.train_step.loss_scale.restore(numbers["loss_scale"])
         self._saved_step = self.step if path == self.checkpoints.path(self.step) else -1
         logger.info("resumed from %s", path)
 

@@ -31,7 +31,7 @@ from data.metadata_csv import VideoRow
 from data.video_dataset import VideoDataset
 from gm.backend.operators import inference
 from gm.errors import UserError
-from gm.files import PathLike, atomic_file, make_output_dir, require_free_space
+from gm.files import PathLike, atomic_file, make_output_dir, own_folder, parse_json, require_free_space
 from gm.model import DiffusionEngine
 from gm.networks.conditioner import GeneralConditioner
 from gm.training.objective import SampleRandom
@@ -46,7 +46,8 @@ KEY_DIGITS = 32
 # Where starting the operators takes as long as running them, encoding is compiled: pixels of a frame, clips to encode.
 COMPILED_PIXELS, COMPILED_CLIPS = 256 * 256, 100
 SUFFIX, BROKEN_SUFFIX = ".safetensors", ".broken"
-MAX_NAMES = 10
+MAX_NAMES, MAX_CLIPS = 10, 1_000_000
+Shapes = Dict[str, Tuple[int, ...]]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class CachedDataset:
         paths: for each video the files of its windows, at least one.
         draws: of conditioning noise in each file.
         bucket: (index of a row, first frame) -> the motion bucket of the clip there.
+        shapes: of the tensors that each file has to hold.
 
     Attributes:
         columns: names of what :meth:`read` returns.
@@ -70,10 +72,15 @@ class CachedDataset:
     num_broken = 0  # what is broken was left out when the cache was built
 
     def __init__(
-        self, rows: List[VideoRow], paths: Sequence[List[Path]], draws: int, bucket: Callable[[int, int], float]
+        self,
+        rows: List[VideoRow],
+        paths: Sequence[List[Path]],
+        draws: int,
+        bucket: Callable[[int, int], float],
+        shapes: Shapes,
     ) -> None:
         self.rows, self.bucket = rows, bucket
-        self._paths, self._draws = paths, draws
+        self._paths, self._draws, self._shapes = paths, draws, shapes
 
     def __len__(self) -> int:
         """Number of samples in an epoch."""
@@ -100,6 +107,8 @@ class CachedDataset:
         rounds, window = divmod(epoch, len(self._paths[index]))
         draw = rounds % self._draws
         with open_checkpoint(self._paths[index][window]) as source:
+            if {name: info.shape for name, info in source.info.items()} != self._shapes:
+                raise UserError(f"{FLAG}folder: {source.path} holds other tensors than a clip's; remove it")
             start = int(source.read("start"))
             return (
                 np.array(source.read("latents")),
@@ -227,9 +236,22 @@ class LatentCache:
             list(paths.values()),
             self.draws,
             lambda index, start: self.dataset.bucket(known[index], start),
+            self._shapes(),
         )
 
+    def _shapes(self) -> Shapes:
+        latent = self.engine.latent_shape(self.settings["height"], self.settings["width"])
+        clip = next(shape for name, shape in self.engine.conditioner.shapes().items() if name.endswith(".visual.proj"))
+        return {
+            "latents": (self.settings["frames"], *latent),
+            "clip_token": (1, clip[1]),
+            "cond_latents": (self.draws, *latent),
+            "cond_augs": (self.draws,), "fps_id": (), "start": (),
+        }
+
     def _clips(self, data_dir: Path, windows: int) -> List[Clip]:
+        if windows * len(self.dataset) > MAX_CLIPS:
+            raise UserError(f"{FLAG}windows: {windows} of {len(self.dataset)} videos are more than {MAX_CLIPS} clips")
         clips = []
         for index, row in enumerate(self.dataset.rows):
             size, changed_ns = stamp(data_dir / row.path)
@@ -255,7 +277,7 @@ class LatentCache:
 
     def _write(self, conditioner: GeneralConditioner, clip: Clip, row: Tuple[np.ndarray, ...], chunk_size: int) -> None:
         sample = {name: values[0] for name, values in self.dataset.collate([row]).items()}
-        clip.path.parent.mkdir(exist_ok=True)
+        own_folder(clip.path.parent)
         if sample["video"] != clip.video:  # the video is broken there and another one stands in: it has its own clips
             with atomic_file(clip.broken_mark) as temporary:
                 temporary.write_text(json.dumps(clip.fingerprint))
@@ -289,7 +311,10 @@ class LatentCache:
         if there is None:
             return ""
         with open_checkpoint(there) as source:
-            other = json.loads(source.metadata.get("identity", "{}"))
+            try:
+                other = dict(parse_json(source.metadata.get("identity", "{}")))
+            except (ValueError, TypeError):
+                other = {}
         names = ", ".join(name for name in self.settings if other.get(name) != self.settings[name])
         changed = f"{clip.fingerprint['video']} is new or changed, or the rows of the CSV moved"
         return f"; the clips there were made with other {names}" if names else f"; {changed}"

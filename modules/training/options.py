@@ -235,9 +235,9 @@ class LatentCacheOptions(Options):
 
     folder: Optional[FilePath] = None
     """for the encoded clips; made if it is not there; empty encodes while training"""
-    windows: Annotated[int, Range(1, 10**6)] = 1
+    windows: Annotated[int, Range(1, 1000)] = 1
     """clips kept of each video"""
-    draws: Annotated[int, Range(1, 10**6)] = 8
+    draws: Annotated[int, Range(1, 64)] = 8
     """of the conditioning frame's noise kept for each clip"""
 
 

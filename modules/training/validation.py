@@ -16,7 +16,7 @@ from data.image_reader import fit_image, read_image
 from data.video_dataset import VideoDataset
 from data.video_writer import GIF_MAX_FPS, write_gif, write_video
 from gm.backend.operators import inference
-from gm.files import PathLike
+from gm.files import PathLike, own_folder
 from gm.model import DiffusionEngine
 from gm.networks.conditioner import Conditioning
 from gm.training.callbacks import Callback, TensorBoardLog, WandbLog, keep_training
@@ -159,7 +159,7 @@ class Shown(NamedTuple):
 
     def __call__(self, frames: np.ndarray, name: str, step: int, options: ClipOptions, folder: Path) -> None:
         """Writes a video, (t, h, w, 3) uint8, as `name_stepN.mp4` in a folder, and shows it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         path = folder / f"{name}_step{step:08d}.mp4"
         settings = {"step": step, "motion_bucket_id": options.motion_bucket_id, "fps": options.fps}
         write_video(frames, path, options.fps, settings, "mp4")

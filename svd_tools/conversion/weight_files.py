@@ -11,9 +11,10 @@ import pickle
 import sys
 import threading
 import zipfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from gm.errors import UserError
 from gm.files import open_input, parse_json, read_text, reason
@@ -106,7 +107,7 @@ def read_pickle(path: Path, label: str) -> Tensors:
     Raises:
         UserError: PyTorch is missing, the file is damaged, holds anything but tensors, or would run code.
     """
-    state, mapped = _load(path)
+    state, records = _load(path)
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -115,7 +116,11 @@ def read_pickle(path: Path, label: str) -> Tensors:
     tensors = {name: value for name, value in named if hasattr(value, "data_ptr")}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds no dictionary of tensors by their names; save the model's state_dict")
-    return {published_name(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
+    mapped = records is not None
+    lazy = {published_name(name): _lazy(tensor, f"{label}: {name}", mapped) for name, tensor in tensors.items()}
+    if mapped and not _whole(tensors.values(), records):
+        raise UserError(f"{path} cannot be read as a PyTorch file: it lacks bytes of a tensor; fetch or save it again")
+    return lazy
 
 
 class FileHashes:
@@ -197,20 +202,15 @@ def _shards(index: Path) -> List[Path]:
         raise UserError(f"{index} cannot be read as a list of shards ({error}); fetch it again") from error
 
 
-def _load(path: Path) -> Tuple[Any, bool]:
-    """What the file holds, and whether its tensors are mapped from the file."""
+def _load(path: Path) -> Tuple[Any, Optional[Counter]]:
+    """What the file holds; and the sizes of its records, if its tensors are mapped from them."""
     try:
         import torch
     except ImportError as error:
         raise UserError(f"{path} is a PyTorch pickle: reading it takes PyTorch; run `pip install torch`") from error
     try:
-        _refuse_compressed(path)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True), False  # the old format is not mappable
+        records = _records(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=records is not None), records
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than tensors and may run code when it is opened; "
@@ -221,21 +221,28 @@ def _load(path: Path) -> Tuple[Any, bool]:
         raise UserError(f"{path} cannot be read as a PyTorch file: {problem}; fetch or save it again") from error
 
 
-def _refuse_compressed(path: Path) -> None:
-    """What a PyTorch file says is as long as the file: its archive is not compressed, and its pickle short.
+def _records(path: Path) -> Optional[Counter]:
+    """How many records of each size, in bytes, an archive has; None for the old format, which is none.
 
     Raises:
-        ValueError: another archive.
+        ValueError: what is built from it may be larger than the file.
     """
     with open_input(path) as file:
         if not zipfile.is_zipfile(file):
-            return
+            return None
         entries = zipfile.ZipFile(file).infolist()
         size = file.seek(0, os.SEEK_END)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
         raise ValueError("it is a compressed archive, which PyTorch does not write")
     if any(entry.file_size > MAX_PICKLE_BYTES for entry in entries if entry.filename.endswith(".pkl")):
         raise ValueError(f"its list of tensors takes more than {MAX_PICKLE_BYTES} bytes")
+    return Counter(entry.file_size for entry in entries)
+
+
+def _whole(tensors: Iterable[Any], records: Counter) -> bool:
+    """Whether each tensor's storage has a record of its own size; PyTorch maps it without looking."""
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors) if s.nbytes()}
+    return not Counter(storages.values()) - records
 
 
 def _lazy(tensor: Any, origin: str, mapped: bool) -> LazyTensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gm.errors import LineFormatter
+from gm.errors import LineFormatter, shown
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = """
@@ -93,3 +93,11 @@ def test_a_name_cannot_forge_a_line_of_the_log(capsys):
     handler.setFormatter(LineFormatter("%(message)s"))
     handler.handle(logging.makeLogRecord({"msg": "left out %s", "args": ("a\nerror: b\x1b[2J\u202e\udcff.mp4",)}))
     assert capsys.readouterr().err == "left out a\\nerror: b\\x1b[2J\\u202e\\udcff.mp4\n"
+
+
+def test_a_line_is_short_and_moves_no_cursor():
+    """Whatever a file is called: it can neither forge a second line nor colour the first one."""
+    assert shown("plain, é, 漢") == "plain, é, 漢"
+    assert shown("a\nerror: b\x1b[31m\u202e\udcff") == r"a\nerror: b\x1b[31m\u202e\udcff"
+    long = shown(f"--flag: {'x' * 10_000}; name another")
+    assert len(long) < 500 and long.startswith("--flag: ") and long.endswith("; name another")

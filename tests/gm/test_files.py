@@ -1,6 +1,7 @@
 """The doors to the disk: what is opened, what is replaced, what is left behind."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from gm.files import (
     atomic_dir,
     atomic_file,
     cleared_if_refused,
+    kept_room,
     make_output_dir,
     open_input,
     open_private,
+    own_folder,
+    parse_json,
+    read_lines,
     read_text,
     remove_leftovers,
     reserved,
@@ -165,3 +170,41 @@ def test_a_refused_run_leaves_nothing(tmp_path):
         begin()
         raise UserError("failed later")
     assert (tmp_path / "c").is_dir()
+
+
+def test_a_name_that_is_too_long_is_told_when_it_is_reserved(tmp_path):
+    with pytest.raises(UserError, match="File name too long"), reserved([tmp_path / ("x" * 300)]):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_room_is_kept_until_it_is_given_back(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    with kept_room(tmp_path, 1 << 20, "it") as give_back:
+        (kept,) = tmp_path.iterdir()
+        assert kept.stat().st_blocks * 512 >= 1 << 20
+        give_back()
+        assert kept.stat().st_size == 0
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(UserError, match="^no room for it: it takes .* GB"), kept_room(tmp_path, 2 * free, "it"):
+        pass
+
+
+def test_a_folder_of_the_program_s_own_is_no_link(tmp_path):
+    assert own_folder(tmp_path / "a" / "b").is_dir() and own_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match="it is a symbolic link, which is not written through"):
+        own_folder(tmp_path / "link")
+
+
+def test_lines_of_a_log_that_broke_off(tmp_path):
+    (tmp_path / "log").write_bytes(b"one\ntwo\xff\nth")
+    assert list(read_lines(tmp_path / "log")) == ["one\n", "two\ufffd\n", "th"]
+    with pytest.raises(OSError, match="it is no UTF-8 text"):
+        read_text(tmp_path / "log")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1, "a": 2}', '{"a": NaN}', "[-Infinity]", "1" * 5000, "", "{"])
+def test_json_that_is_refused(text):
+    with pytest.raises(ValueError):
+        parse_json(text)

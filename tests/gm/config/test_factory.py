@@ -117,6 +117,7 @@ def test_params_may_be_left_out():
         ({"target": 5}, "needs `target: package.module.Class`"),
         ({"target": f"{HERE}.Part", "parms": {}}, "has parms beside the target"),
         ({"target": f"{HERE}.Part", "params": [3]}, "needs a mapping under `params`"),
+        ({"target": f"{HERE}.Part", "params": {1: 2}}, "whose keys are words"),
         (node("Nothing"), "Nothing' is not a class of this project"),
         ({"target": "no.such.module.Class"}, "'no.such.module.Class' is not a class of this project"),
         ({"target": "word"}, "'word' is not a class of this project"),

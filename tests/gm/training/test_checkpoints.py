@@ -24,7 +24,10 @@ from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.parameters import FullModelWriter
 
 NAMES = ("weight.a", "adam_m.a", "adam_v.a", "average.a")
-NUMBERS_OF_RUN = {"step": 7, "identity": {"--environment.seed": 1}}
+NUMBERS_OF_RUN = {
+    "step": 7, "updates": 7, "skipped": 0, "nonfinite": 0,
+    "loss_scale": {"value": 1.0, "finite_updates": 0}, "identity": {"--environment.seed": 1},
+}  # fmt: skip
 
 
 def tensors(seed=0):
