@@ -6,12 +6,15 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Set, Type, TypeVar, get_args
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from yaml import YAMLError
 
-from gm.config.factory import yaml_text
+from gm.config.factory import LOADER, yaml_text
 from gm.config.values import Options, describe, expect, flags_below, kinds_of, show
 from gm.errors import UserError
 from gm.files import FilePath
@@ -77,7 +80,7 @@ class CommandParser(ArgumentParser):
             if name not in flags:  # a YAML file gives a group one value, or none
                 above, _, last = name.rpartition(".")
                 raise UserError(f"--{above}: expected its flags by name, such as {last}, in the YAML file")
-            if flags[name] is not None and FilePath in (annotation, *get_args(annotation)):
+            if isinstance(flags[name], str) and FilePath in (annotation, *get_args(annotation)):
                 flags[name] = os.path.expanduser(flags[name])
             with flags_below("--"):
                 expect(name, flags[name], annotation)
@@ -93,9 +96,14 @@ class CommandParser(ArgumentParser):
         """A file's flags; it is looked at first, so that none is opened that cannot be built."""
         path = os.path.expanduser(path)
         settings = self._settings_in(path)
+        content = settings
+        if settings is None:
+            with suppress(YAMLError):  # which is explained when it is read
+                content = yaml.load(yaml_text(path, "--config"), Loader=LOADER)
+        if isinstance(content, Mapping) and "config" in content:
+            raise UserError(f"--config: {path} names another file as `config`; give both on the command line")
         if settings is not None:
             return self.parse_string(json.dumps(settings), *args, **kwargs)
-        yaml_text(path, "--config")
         return super().parse_path(path, *args, **kwargs)
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:

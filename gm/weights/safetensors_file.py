@@ -34,7 +34,8 @@ def parse_safetensors(data, rename: Callable[[str], str] = str) -> Contents:
         raise DamagedFile(f"its header takes {header_end} bytes, more than {MAX_HEADER_BYTES}")
     try:
         header = parse_json(data[LENGTH_BYTES:header_end].decode("utf-8"))
-        metadata = _texts(header.pop(_METADATA, None) or {})
+        metadata = header.pop(_METADATA, None)
+        metadata = {} if metadata is None else _texts(metadata)
         info = {rename(name): TensorInfo(*_described(entry)) for name, entry in header.items()}
         places = [_whole_numbers(entry["data_offsets"]) for entry in header.values()]
         extents = {name: [(header_end + start, header_end + stop)] for name, (start, stop) in zip(info, places)}

@@ -41,7 +41,7 @@ ANSWERS = {
     "s/deep.safetensors": "it is nested too deep",
     **{f"s/{name}.safetensors": NO_HEADER for name in (
         "dtype_list", "dtype_null", "dtype_unknown", "off_bool", "off_half", "off_huge", "off_negbig", "off_one",
-        "shape_bool", "shape_float", "shape_infinity", "shape_many", "shape_neg1", "shape_nullonly", "shape_strs",
+        "metadata_list", "shape_bool", "shape_float", "shape_infinity", "shape_many", "shape_neg1", "shape_nullonly", "shape_strs",
     )},
     "s/off_past.safetensors": "does not start where the tensor before it ends",
     "s/off_swapped.safetensors": "its header gives a -4 bytes, its shape takes 4",
@@ -53,6 +53,7 @@ ANSWERS = {
     "x/photo_2x3000": "a side is more than 20 times the other; crop it",
     "x/sar_max": "more than 20 times as wide as high",
     "y/bomb_flags.yaml": "has more than 100000 values, its aliases written out",
+    "y/config_flags.yaml": "names another file as `config`",
     "y/m_blocks.yaml": "num_res_blocks=100000; expected a whole number from 1 to 32",
     "y/m_cfgneg.yaml": "max_scale=-5; expected a number from 0 to 100",
     "y/m_embed0.yaml": "it needs embedders, one or more",
