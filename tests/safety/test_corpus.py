@@ -41,7 +41,8 @@ ANSWERS = {
     "s/deep.safetensors": "it is nested too deep",
     **{f"s/{name}.safetensors": NO_HEADER for name in (
         "dtype_list", "dtype_null", "dtype_unknown", "off_bool", "off_half", "off_huge", "off_negbig", "off_one",
-        "metadata_list", "shape_bool", "shape_float", "shape_infinity", "shape_many", "shape_neg1", "shape_nullonly", "shape_strs",
+        "metadata_list", "shape_bool", "shape_float", "shape_infinity", "shape_many", "shape_neg1", "shape_nullonly",
+        "shape_strs",
     )},
     "s/off_past.safetensors": "does not start where the tensor before it ends",
     "s/off_swapped.safetensors": "its header gives a -4 bytes, its shape takes 4",
