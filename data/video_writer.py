@@ -8,6 +8,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from data.image_reader import DECODER_ERRORS
 from data.mp4_writer import read_mp4_comment, write_mp4
 from gm.errors import UserError
 from gm.files import PathLike, atomic_dir, atomic_file, open_input, parse_json, reason, reserved
@@ -155,6 +156,8 @@ def read_metadata(path: PathLike) -> Dict[str, Any]:
         comment = read_mp4_comment(file) if file.suffix.lower() == ".mp4" else read_image_comment(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+        raise UserError(f"cannot read {path}: it is damaged, or too large") from error
     try:
         settings = parse_json(comment)
     except ValueError:

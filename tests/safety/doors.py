@@ -17,6 +17,7 @@ import image_to_video
 from data.motion import Motion, Piece
 from data.motion_journal import Finding, Journal
 from data.video_dataset import VideoDataset
+from data.video_writer import write_picture
 from gm.training.callbacks import MetricsFile
 from gm.training.checkpoints import NUMBERS, TENSORS, read_numbers, read_tensors
 from gm.training.train_step import LossScale
@@ -61,6 +62,7 @@ class Kit:
         Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(self / "image.png")
         (self / "model.yaml").write_text(f"base: {MODEL}\nmodel: {{params: {{num_frames: 2}}}}\n")
         (self / "flags.yaml").write_text(f"seed: 3\nSVD: {{config: {MODEL}, num_frames: 2}}\n")
+        write_picture(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), self / "made.png", {"seed": 3})
         write_video(self / "video.mp4", pan(6, 64, 96, 1.0))
         (self / "videos.csv").write_text("path,length,motion_bucket_id\nvideo.mp4,6,20\n")
         shard = {"conv_in.weight": rng.standard_normal((2, 3)).astype(np.float32)}
@@ -157,6 +159,7 @@ DOORS: Dict[str, Door] = {
     "image folder": Door("image.png", lambda kit, file, out: animate(kit, out, image=file.parent), "a.png"),
     "model YAML": Door("model.yaml", lambda kit, file, out: animate(kit, out, **{"SVD.config": file})),
     "flags file": Door("flags.yaml", lambda kit, file, out: animate(kit, out, config=file, **{"SVD.config": None})),
+    "settings inside": Door("made.png", lambda kit, file, out: animate(kit, out, config=file), "a.png"),
     "videos' CSV": Door("videos.csv", lambda kit, file, out: score(file, out, f"--data_dir={kit.folder}")),
     "training CSV": Door("videos.csv", train_on),
     "video": Door("video.mp4", lambda kit, file, out: score(file.parent, out), "a.mp4"),

@@ -180,6 +180,7 @@ CSV = {
 CONTENTS: Dict[str, Dict[str, Union[bytes, str, Accepted, Callable]]] = {
     "image": IMAGE,
     "image folder": IMAGE,
+    "settings inside": IMAGE,
     "model YAML": {
         "cut": b"model: {params: [1, 2", "not UTF-8": b"model: \xff\xfe", "lying sizes": NO_SIZES, "bomb": ALIASES,
         "NaN or inf": lambda good: good.replace(b"num_frames: 2", b"scale_factor: .nan"),
