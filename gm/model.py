@@ -24,7 +24,6 @@ from gm.weights.checkpoint import open_checkpoint
 from gm.weights.model_part import ModelPart
 from gm.weights.names import compare_names
 
-
 # What each part of a model has to be.
 NetworkConfig = Annotated[LazyConfig, UNet]
 ConditionerConfig = Annotated[LazyConfig, GeneralConditioner]
