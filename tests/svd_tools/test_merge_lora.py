@@ -8,6 +8,8 @@ import pytest
 from gm.errors import UserError
 from gm.weights.checkpoint import file_sha256, open_checkpoint, save_safetensors
 from gm.weights.lora_file import LowRank, read_lora, write_lora
+from gm.weights.safetensors_file import write_safetensors
+from gm.weights.tensor_source import TensorInfo
 from svd_tools.conversion.lazy_tensor import to_bfloat16
 from svd_tools.merge_lora import main
 from tests.svd_tools.small_model import read_all
@@ -105,3 +107,22 @@ def test_a_lora_of_another_model_from_anywhere(tmp_path, weights, files):
     assert result.returncode == 2 and not (tmp_path / "x").exists()
     assert line.startswith("error: ") and "LoRA of another model: 1 of its 1 layers do not fit" in line
     assert line.endswith(f"; shape: {LAYER}.weight is (24, 8), the LoRA is for (24, 16)")
+
+
+def test_fp32_keeps_a_small_change_of_fp16_weights_and_a_loss_is_said(tmp_path, weights, files, caplog):
+    flags, delta = files
+    half = {name: array.astype(np.float16) for name, array in weights.items()}
+    save_safetensors(tmp_path / "half.safetensors", half)
+    flags, scale = [f"--checkpoint={tmp_path}/half.safetensors", flags[1]], 1e-3
+    main([*flags, f"--out={tmp_path}/wide.safetensors", "--dtype=fp32", f"--scale={scale}"])
+    change = read_all(tmp_path / "wide.safetensors")[f"{LAYER}.weight"] - half[f"{LAYER}.weight"].astype(np.float64)
+    assert np.linalg.norm(change - scale * delta) < 1e-4 * np.linalg.norm(scale * delta) and not caplog.records
+    main([*flags, f"--out={tmp_path}/narrow.safetensors", f"--scale={scale}"])
+    assert "of what the LoRA changes" in caplog.text and "--dtype=fp32 keeps it" in caplog.text
+
+
+def test_merged_fp8_weights_need_another_type(tmp_path, weights, files):
+    info = {name: TensorInfo("F8_E4M3" if name.startswith(LAYER) else "F32", a.shape) for name, a in weights.items()}
+    write_safetensors(tmp_path / "8.safetensors", info, lambda name: bytes(info[name].num_bytes), {})
+    with pytest.raises(UserError, match=r"--dtype: a merged .*to_q\.weight cannot be stored as F8_E4M3"):
+        main([f"--checkpoint={tmp_path}/8.safetensors", files[0][1], f"--out={tmp_path}/m.safetensors"])
