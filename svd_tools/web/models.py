@@ -13,7 +13,7 @@ from gm.pipeline import word_of
 from gm.sampling.samplers import SAMPLERS
 from gm.sampling.schedules import SCHEDULES
 from gm.weights.checkpoint import open_checkpoint
-from gm.weights.model_kind import KnownModel, architecture_of, find_model, known_models
+from gm.weights.model_kind import CONFIGS, KnownModel, architecture_of, find_model, known_models
 from modules.options import VideoOptions, choose_sampler
 from modules.video_guidance import GUIDERS
 
@@ -151,7 +151,7 @@ def _looked_at(path: Path, folder: Path, *_: int) -> Tuple[bool, List[KnownModel
         if any(LORA in name for name in source.info):
             return True, [], ""
         have = architecture_of(source.info)
-        models = [*_described_in(folder), *known_models()]
+        models = [*_described_in(folder), *_described_in(CONFIGS)]
         fitting = [model for model in models if have.model_channels and model.architecture.fits(have)]
         try:
             return False, fitting if len(fitting) == 1 else [find_model(source)], ""
@@ -161,8 +161,13 @@ def _looked_at(path: Path, folder: Path, *_: int) -> Tuple[bool, List[KnownModel
         source.close()
 
 
-def _described_in(folder: Path) -> List[KnownModel]:
-    """The models that YAML files in the folder describe, beside those of configs/."""
+def _described_in(folder: Path) -> Sequence[KnownModel]:
+    """The models that YAML files in a folder describe."""
+    return _read_models(folder, *sorted((path, path.stat().st_mtime_ns) for path in folder.glob("*.yaml")))
+
+
+@lru_cache(maxsize=8)
+def _read_models(folder: Path, *_: Tuple[Path, int]) -> Sequence[KnownModel]:
     try:
         return known_models(folder)
     except UserError as error:
