@@ -13,6 +13,7 @@ from data.motion import SAMPLE_SECONDS, clip_flow, motion_bucket, video_motion
 from data.video_reader import VideoError, VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError
+from gm.files import atomic_file
 from svd_tools.web.process import Reporter
 
 PREVIEW_SIDE = 1024  # pixels of a picture's longer side in the browser
@@ -73,7 +74,8 @@ class Uploads:
             raise UserError(str(error).replace(path, name)) from error
         small = Image.fromarray(image)
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        small.save(copy, "jpeg", quality=90)
+        with atomic_file(copy) as temporary:
+            small.save(temporary, "jpeg", quality=90)
         return Picture(path, name, copy, *image.shape[:2])
 
     def settings(self, path: str) -> Optional[Dict[str, Any]]:

@@ -25,11 +25,13 @@ NO_FILES = {
     "self.stage.load", "self.engine.load", "engine.load", "conditioner.load", "self.network.open", "file.load",
     "image.load", "self.parse_string",
     "platform.system", "self.open", "cache.open", "self.batches.open", "operators.current.call",
+    "self._model.call", "self._reader.call", "self._waiting.remove", "blocks.load",
 }  # fmt: skip
 
 DECODER = "a decoder, given a file that the door opened or looked at"
 OWN = "a file of the project's, or of the system's, not of a user's"
 CACHE = "in a folder of mode 0700 that is this user's"
+OWN_FOLDER = "a temporary folder of the page's own"
 HIDDEN = "in a hidden folder, which appears whole or not at all"
 ALLOWED = {
     "gm/files.py": (["os.open", "open", "json.loads", "os.ftruncate", "path.mkdir", "path.parent.mkdir", "path.rmdir",
@@ -61,6 +63,12 @@ ALLOWED = {
     "svd_tiny/photo_sources.py": (["open"], OWN),
     "svd_tiny/collect_photos.py": (["tempfile.TemporaryDirectory", "original.write_bytes", "SOURCES.read_bytes",
                                     "Image.fromarray(image).save"], "a folder of its own; into memory"),
+    "svd_tools/page.py": (["tempfile.mkdtemp", "shutil.rmtree"], OWN_FOLDER),
+    "svd_tools/web/studio.py": (["part.mkdir"], OWN_FOLDER),
+    "svd_tools/web/jobs.py": (["job.folder.mkdir", "path.unlink", "shutil.rmtree"], OWN_FOLDER),
+    "svd_tools/web/drop_area.py": (["SCRIPT.read_text"], OWN),
+    "svd_tools/web/preview.py": (["images[0].save"], "into memory"),
+    "svd_tools/web/reader.py": (["image.save"], "into memory"),
     "train.py": (["json.loads"], "what it has written itself"),
 }  # fmt: skip
 
