@@ -71,7 +71,11 @@ class Kit:
         (self / NUMBERS).write_text(json.dumps(STATE))
         save_safetensors(self / TENSORS, {"weight.a": np.ones((2, 3), np.float32)})
         arrays = {name: np.ones(shape, np.float32) for name, shape in CLIP.items()}
-        save_safetensors(self / "latents.safetensors", {**arrays, "start": np.array(0, np.int32)})
+        arrays["start"] = np.array(0, np.int32)
+        save_safetensors(self / "latents.safetensors", arrays)
+        info = {name: array_info(array) for name, array in arrays.items()}
+        write_ckpt(self / "small.ckpt", info, lambda name: array_bytes(arrays[name]))
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, self / "small.pt")
         frames, latents = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 4, 1, 1), np.float32)
         save_safetensors(self / "clip.safetensors", {"frames": frames, "latents": latents})
         Journal(self / "journal").add("video.mp4", self / "video.mp4", Finding(6, 10.0, 64, 96, MOTION))

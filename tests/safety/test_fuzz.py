@@ -102,9 +102,9 @@ def read_state(door):
 
 
 FORMATS = {
-    "safetensors": ("weights.safetensors", read_all),
-    ".ckpt": ("weights.ckpt", read_all),
-    "pickle": ("weights.pt", open_weights),
+    "safetensors": ("latents.safetensors", read_all),
+    ".ckpt": ("small.ckpt", read_all),
+    "pickle": ("small.pt", open_weights),
     "LoRA": ("lora.safetensors", read_lora),
     "model YAML": ("model.yaml", lambda path: load_model(path)),
     "flags YAML": ("flags.yaml", lambda path: build_parser().parse_args([f"--config={path}", "--image=x"])),
