@@ -108,9 +108,9 @@ def architecture_in(config: Mapping[str, Any]) -> Architecture:
 
 
 @lru_cache(maxsize=1)
-def known_models() -> List[KnownModel]:
-    """Every model that has a YAML file in `configs/`, sorted by name."""
-    configs = {path: load_config(path) for path in sorted(CONFIGS.glob("*.yaml"))}
+def known_models(folder: Path = CONFIGS) -> List[KnownModel]:
+    """Every model that has a YAML file in a folder, sorted by name."""
+    configs = {path: load_config(path) for path in sorted(folder.glob("*.yaml"))}
     return [KnownModel(path, config, architecture_in(config)) for path, config in configs.items() if "model" in config]
 
 
