@@ -168,8 +168,17 @@ def read_metadata(path: PathLike) -> Dict[str, Any]:
 
 
 def settings_in(path: PathLike) -> Optional[Dict[str, Any]]:
-    """What :func:`read_metadata` gives for a video or an image, by its suffix; None for any other file."""
-    return read_metadata(path) if Path(path).suffix.lower() in (".mp4", ".gif", ".webp", ".png") else None
+    """What :func:`read_metadata` gives for a video or an image, by its suffix; None for any other file.
+
+    Raises:
+        UserError: see there; or it says where to write, which only a user does.
+    """
+    if Path(path).suffix.lower() not in (".mp4", ".gif", ".webp", ".png"):
+        return None
+    settings = read_metadata(path)
+    if "output_dir" in settings:
+        raise UserError(f"{path} names a folder to write to, which this toolkit's own files do not; make it anew")
+    return settings
 
 
 def _save_animation(images: List[Image.Image], path: PathLike, durations: List[int], **options: Any) -> None:

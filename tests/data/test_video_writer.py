@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,15 @@ import pytest
 from PIL import Image
 
 from data import mp4_writer
-from data.video_writer import WRITERS, check_video_format, new_video_path, read_metadata, write_video
+from data.video_writer import (
+    WRITERS,
+    check_video_format,
+    new_video_path,
+    read_metadata,
+    settings_in,
+    write_picture,
+    write_video,
+)
 from gm.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
@@ -149,6 +159,27 @@ def test_still_parts_of_a_gif_do_not_flicker(tmp_path):
     write_video(frames, tmp_path / "v.gif", 7, {}, "gif")
     back = read_back(tmp_path / "v.gif")[0]
     assert (back[1:, :30] == back[:-1, :30]).all() and (back[1:, 40:] != back[:-1, 40:]).any()
+
+
+def test_a_file_from_elsewhere_does_not_say_where_to_write(tmp_path):
+    for settings in (SETTINGS, {**SETTINGS, "output_dir": "/elsewhere"}):
+        write_picture(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png", settings)
+        if settings == SETTINGS:
+            assert settings_in(tmp_path / "a.png") == SETTINGS and settings_in(tmp_path / "a.yaml") is None
+        else:
+            with pytest.raises(UserError, match="names a folder to write to"):
+                settings_in(tmp_path / "a.png")
+
+
+def test_settings_in_a_file_that_lies_about_its_size(tmp_path):
+    """A PNG that says it is 60000 pixels wide and high, in less than 100 bytes."""
+    write_picture(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png", SETTINGS)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = struct.pack(">II", 60000, 60000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(UserError, match="it is damaged, or too large"):
+        settings_in(tmp_path / "a.png")
 
 
 def test_long_settings(tmp_path):
