@@ -246,7 +246,9 @@ class LatentCache:
             "latents": (self.settings["frames"], *latent),
             "clip_token": (1, clip[1]),
             "cond_latents": (self.draws, *latent),
-            "cond_augs": (self.draws,), "fps_id": (), "start": (),
+            "cond_augs": (self.draws,),
+            "fps_id": (),
+            "start": (),
         }
 
     def _clips(self, data_dir: Path, windows: int) -> List[Clip]:
