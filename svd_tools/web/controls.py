@@ -101,19 +101,19 @@ class Panel:
         """What the components hold, as options; an empty number is the default.
 
         Raises:
-            OptionError: what is no pair of numbers, or a LoRA that is not there any more.
+            OptionError: what is no number, or a LoRA that is not there any more.
         """
         options: Dict[str, Any] = {}
         for control, value in zip(self.controls, values):
             value = None if value == "" else value
             if control.name == "lora":
                 value = _path_of(value, found)
-            elif value is not None and _whole(self.hints[control.name]):
+            elif value is not None and isinstance(control.component, gr.Textbox):
+                value = _numbers(control.name, value)
+            if isinstance(value, float) and value.is_integer() and _whole(self.hints[control.name]):
                 value = int(value)
-            elif control.index is not None:
+            if control.index is not None:
                 value = (*options.get(control.name, ()), value)
-            elif isinstance(control.component, gr.Textbox):
-                value = _pair(control.name, value)
             options[control.name] = value
         return {name: self.defaults[name] if value is None else value for name, value in options.items()}
 
@@ -168,7 +168,8 @@ class Panel:
             elif control.index is not None:
                 value = value[control.index]
             elif isinstance(control.component, gr.Textbox):
-                value = ", ".join(map(show, value or ()))
+                numbers = value if isinstance(value, (tuple, list)) else [value]
+                value = ", ".join(show(number) for number in numbers if number is not None)
             updates.append(gr.update(value=value))
         return updates
 
@@ -180,12 +181,13 @@ class Panel:
         if name == "lora":
             return gr.Dropdown([NO_LORA, *loras], value=NO_LORA, **common)
         if choices:
-            choices = choices if value is not None else [("the model's", ""), *choices]
+            choices = choices if value is not None else [("default", ""), *choices]
             return gr.Dropdown(choices, value=value or "", **common)
         if annotation is bool:
             return gr.Checkbox(value=value, **common)
-        if limits is None:
-            return gr.Textbox(placeholder="two numbers, or none", **common)
+        if limits is None or value is None:  # a number's component has no way to be empty
+            amount = "a number" if limits else "two numbers"
+            return gr.Textbox(placeholder=f"{amount}, or none", **common)
         step = limits.multiple or 1 if whole else FINE
         if get_origin(annotation) is Annotated and limits.high - limits.low < MOST_SLIDER_STEPS * step:
             return gr.Slider(limits.low, limits.high, value=value, step=step, **common)
@@ -220,12 +222,13 @@ def _whole(annotation: Any) -> bool:
     return any(get_origin(part) is Annotated and get_args(part)[0] is int for part in _parts(annotation))
 
 
-def _pair(name: str, text: Optional[str]) -> Optional[Tuple[float, ...]]:
-    """The numbers in a text, None without any."""
+def _numbers(name: str, text: str) -> Union[None, float, Tuple[float, ...]]:
+    """The number in a text, or the numbers if there are more, None without any."""
     try:
-        return tuple(float(part) for part in (text or "").strip(" []").split(",") if part.strip()) or None
+        numbers = tuple(float(part) for part in text.strip(" []").split(",") if part.strip())
     except ValueError as error:
-        raise OptionError(f"{name}: {show(text)} cannot be used; expected two numbers, such as 0.5, 100") from error
+        raise OptionError(f"{name}: {show(text)} cannot be used; expected numbers, such as 0.5, 100") from error
+    return numbers if len(numbers) > 1 else next(iter(numbers), None)
 
 
 def _path_of(title: Optional[str], found: Found) -> Optional[str]:

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import gradio as gr
 
-from data.file_search import find_images
 from gm.config.values import expect, fits, show
 from gm.errors import UserError
 from modules.options import VideoOptions
@@ -41,7 +40,7 @@ class VideoTab:
 
     def __init__(self, studio: Studio, blocks: gr.Blocks) -> None:
         self.studio, self.panel = studio, Panel(VideoOptions)
-        self.examples = [self._example(path) for path in find_images(EXAMPLES)]
+        self.examples = [self._example(path) for path in sorted(EXAMPLES.glob("*.jpg"))]
         title = self._first()
         values = studio.found.videos[title].defaults() if title else {}
         add = self.panel.add

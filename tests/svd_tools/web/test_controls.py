@@ -94,7 +94,9 @@ def test_what_the_model_settles_by_itself_can_be_left_to_it(found):
         ({"guider": "constant", "min_cfg": 1.5}, "min_cfg", "the constant guider has one scale; give max_cfg alone"),
         ({"lora_scale": 0.5}, "lora_scale", "cannot be used without a LoRA"),
         ({"guidance_interval": "5"}, "guidance_interval", "expected a list such as [0.5,0.5]"),
-        ({"guidance_interval": "wide"}, "guidance_interval", "wide cannot be used; expected two numbers"),
+        ({"guidance_interval": "wide"}, "guidance_interval", "wide cannot be used; expected numbers"),
+        ({"lora_alpha": "8"}, "lora_alpha", "cannot be used without a LoRA"),
+        ({"lora_alpha": "1, 2"}, "lora_alpha", "expected a number from"),
         ({"guidance_interval": "5, 1"}, "guidance_interval", "the second sigma is the larger"),
     ],
 )
