@@ -6,7 +6,7 @@ import gradio as gr
 
 from gm.errors import UserError
 from svd_tools.web import views
-from svd_tools.web.drop_area import drop_area
+from svd_tools.web.components import drop_area
 from svd_tools.web.studio import QUICK, Studio
 
 HINT = "Drop a clip here, or click to choose a file"

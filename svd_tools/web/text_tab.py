@@ -9,11 +9,11 @@ from gm.config.values import expect
 from gm.errors import UserError
 from gm.options import PictureOptions
 from svd_tools.web import views
+from svd_tools.web.components import Stage
 from svd_tools.web.controls import Panel
 from svd_tools.web.jobs import Job
 from svd_tools.web.making import PICTURE, PictureRequest
 from svd_tools.web.reader import Picture
-from svd_tools.web.stage import Stage
 from svd_tools.web.studio import QUICK, Seed, Studio
 from svd_tools.web.video_tab import VideoTab
 

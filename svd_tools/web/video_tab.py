@@ -8,15 +8,15 @@ import gradio as gr
 
 from gm.config.values import expect, fits, show
 from gm.errors import UserError
+from modules.compatibility import TOOLS
 from modules.options import VideoOptions
 from svd_tools.web import views
+from svd_tools.web.components import Stage, drop_area
 from svd_tools.web.controls import NO_LORA, Panel
-from svd_tools.web.drop_area import drop_area
 from svd_tools.web.jobs import Job
 from svd_tools.web.making import VideoRequest
 from svd_tools.web.models import options_in
 from svd_tools.web.reader import Picture
-from svd_tools.web.stage import Stage
 from svd_tools.web.studio import MAX_SEED, QUICK, Seed, Studio
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -118,7 +118,9 @@ class VideoTab:
             chosen = self.panel.chosen(values)
             size = tuple(max(1, int(chosen[name, None] or 1)) for name in ("height", "width"))
             offset = tuple(chosen["crop_offset", index] or 0 for index in (0, 1))
-            inner, below = views.crop(picture, size, offset), views.crop_caption(picture, size) + below
+            resize = chosen["resize", None] or TOOLS[chosen["like", None]].resize
+            inner = views.crop(picture, size, offset, resize == "squash")
+            below = views.crop_caption(picture, size) + below
         return views.drop_area(HINT, str(self.studio.limits), LABEL, KINDS, inner, below)
 
     def _example(self, path: Path) -> Picture:

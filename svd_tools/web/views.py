@@ -58,17 +58,19 @@ def drop_area(hint: str, limits: str, label: str, accept: str, inner: str = "", 
     )
 
 
-def crop(picture: Picture, size: Tuple[int, int], offset: Tuple[float, float]) -> str:
+def crop(picture: Picture, size: Tuple[int, int], offset: Tuple[float, float], squashed: bool = False) -> str:
     """The part of a picture that the model will see; CSS crops as :func:`data.image_reader.fit_image` does.
 
     Args:
         size: (height, width) of the video.
         offset: of the crop, down and across, 0 to 1.
+        squashed: the whole picture is seen, in the video's shape.
     """
+    fit = "fill" if squashed else "cover"
     position = f"{100 * offset[1]:g}% {100 * offset[0]:g}%"
     return (
         f'<img class="crop" draggable="false" src="{escape(url_of(picture.copy))}" '
-        f'style="--shape:{size[1]} / {size[0]};object-position:{position}" '
+        f'style="--shape:{size[1]} / {size[0]};object-fit:{fit};object-position:{position}" '
         f'alt="What the model will see of {escape(picture.name)}">'
     )
 

@@ -66,7 +66,7 @@ ALLOWED = {
     "svd_tools/page.py": (["tempfile.mkdtemp", "shutil.rmtree"], OWN_FOLDER),
     "svd_tools/web/studio.py": (["part.mkdir"], OWN_FOLDER),
     "svd_tools/web/jobs.py": (["job.folder.mkdir", "path.unlink", "shutil.rmtree"], OWN_FOLDER),
-    "svd_tools/web/drop_area.py": (["SCRIPT.read_text"], OWN),
+    "svd_tools/web/components.py": (["SCRIPT.read_text"], OWN),
     "svd_tools/web/preview.py": (["images[0].save"], "into memory"),
     "svd_tools/web/reader.py": (["image.save"], "into memory"),
     "train.py": (["json.loads"], "what it has written itself"),

@@ -61,6 +61,12 @@ def test_a_job_s_stages(job):
     assert "about 2.0 h left" in views.job(job) and f'data-job="{job.key}"' in views.job(job)
 
 
+def test_the_crop_is_css_s():
+    picture = Picture("/p", "cat.jpg", "/folder/cat.jpg", 10, 20)
+    assert "--shape:128 / 64;object-fit:cover;object-position:25% 100%" in views.crop(picture, (64, 128), (1, 0.25))
+    assert "object-fit:fill" in views.crop(picture, (64, 128), (0.5, 0.5), squashed=True)
+
+
 def test_a_file_s_address_is_quoted():
     assert views.url_of("/a folder/ä?#.mp4") == "gradio_api/file=/a%20folder/%C3%A4%3F%23.mp4"
     assert views.url_of(Path("/x")) == "gradio_api/file=/x"

@@ -1,5 +1,6 @@
-"""Where a job is shown: Run, Cancel, and below them its place in the queue, its progress and its result."""
+"""The page's own components: an area for files, and a stage on which a job is shown."""
 
+from pathlib import Path
 from typing import Any, AsyncIterator, Callable, Dict
 
 import gradio as gr
@@ -9,14 +10,28 @@ from svd_tools.web import views
 from svd_tools.web.jobs import Job
 from svd_tools.web.studio import LASTING, QUICK, Studio
 
+SCRIPT = Path(__file__).with_name("page.js")  # what a drop area does in the browser
 REMEMBER = """watch('value', () => {
   const job = element.querySelector('.job');
   if (job) sessionStorage.setItem('NAME', job.dataset.job);
 });"""
 
 
+def drop_area(html: str, name: str, max_bytes: int) -> gr.HTML:
+    """An area that files are dropped on, pasted to, or chosen for. Its events: `upload` (path, name), `select` (the
+    name of an example), `release` (down, across of the crop).
+
+    Args:
+        html: from :func:`svd_tools.web.views.drop_area`.
+        name: its id.
+        max_bytes: of a file.
+    """
+    return gr.HTML(html, js_on_load=SCRIPT.read_text(encoding="utf-8"), elem_id=name, max_bytes=max_bytes)
+
+
 class Stage:
-    """The components, and what shows a job in them. A tab that is loaded again goes on showing its job.
+    """Run, Cancel, and below them a job's place in the queue, its progress and its result. A page that is loaded again
+    goes on showing its job.
 
     Args:
         studio: has the jobs.
