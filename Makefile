@@ -6,6 +6,7 @@ IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?=
 MODELS ?= checkpoints
+CONSTRAINTS := $(wildcard constraints.txt)
 # In the environment a file's name is its own, whatever the shell and make do with its characters.
 override IMAGE := $(value IMAGE)
 override CHECKPOINT := $(value CHECKPOINT)
@@ -54,17 +55,17 @@ clean:
 
 # The stamps are older than the requirements files after these change; pip then does what is missing. Python compiles what
 # it imports when it does (--no-compile): a third of the time less.
-$(VENV)/.run-time: requirements.txt constraints.txt | $(BIN)/python
+$(VENV)/.run-time: requirements.txt $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing what requirements.txt names into $(VENV), about 1 GB; pip says what it does:"
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -r requirements.txt
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check $(CONSTRAINTS:%=-c %) -r requirements.txt
 	touch $@
 
-$(VENV)/.page: requirements.txt requirements-page.txt constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -r requirements-page.txt
+$(VENV)/.page: requirements.txt requirements-page.txt $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check $(CONSTRAINTS:%=-c %) -r requirements-page.txt
 	touch $@ $(VENV)/.run-time
 
-$(VENV)/.development: requirements.txt requirements-page.txt requirements-dev.txt constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -r requirements-dev.txt
+$(VENV)/.development: requirements.txt requirements-page.txt requirements-dev.txt $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS:%=-c %) -r requirements-dev.txt
 	touch $@ $(VENV)/.run-time $(VENV)/.page
 
 $(BIN)/python:
