@@ -21,6 +21,7 @@ from jsonargparse import Namespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.image_reader import MAX_PIXELS
 from gm.backend.runtime import RUNTIME_FLAGS
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range
@@ -29,6 +30,7 @@ from gm.files import FilePath, read_text, reason
 
 PROJECT = Path(__file__).resolve().parents[1]
 MEGA = 10**6
+MOST_MEGAPIXELS = MAX_PIXELS // MEGA
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def build_parser() -> CommandParser:
     add("--auth", type=Optional[FilePath], default=None, help=auth)
     add("--share", type=bool, default=False, help="also serve the page at a public address, through Gradio's relay")
     add("--max_megabytes", type=Annotated[int, Range(1, 10_000)], default=64, help="of an uploaded file")
-    add("--max_megapixels", type=Annotated[int, Range(1, 1000)], default=64, help="of an uploaded picture")
+    add("--max_megapixels", type=Annotated[int, Range(1, MOST_MEGAPIXELS)], default=64, help="of an uploaded picture")
     for name, flag in RUNTIME_FLAGS.items():
         add(f"--{name}", **flag)
     return parser

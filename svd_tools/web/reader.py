@@ -8,12 +8,12 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from data.image_reader import read_image
+from data.image_reader import explained, open_image, to_rgb
 from data.motion import SAMPLE_SECONDS, clip_flow, motion_bucket, video_motion
 from data.video_reader import VideoError, VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError
-from gm.files import atomic_file
+from gm.files import atomic_file, open_input
 from svd_tools.web.process import Reporter
 
 PREVIEW_SIDE = 1024  # pixels of a picture's longer side in the browser
@@ -49,8 +49,7 @@ class Uploads:
     """
 
     def __init__(self, max_megapixels: int) -> None:
-        self.max_pixels = max_megapixels * 10**6
-        Image.MAX_IMAGE_PIXELS = self.max_pixels // 2  # Pillow refuses twice as many
+        self.max_megapixels = max_megapixels
 
     def __call__(self, request: Any, report: Reporter) -> Any:
         """request: (the name of a method below, its arguments)."""
@@ -69,7 +68,9 @@ class Uploads:
             UserError: it is none, or too large.
         """
         try:
-            image = read_image(path)
+            with explained(path), open_input(path) as file, open_image(file) as opened:
+                self._require_size(opened.height, opened.width)
+                image = to_rgb(opened, path)
         except UserError as error:
             raise UserError(str(error).replace(path, name)) from error
         small = Image.fromarray(image)
@@ -89,8 +90,7 @@ class Uploads:
         """How much a clip moves."""
         try:
             with VideoReader(path) as reader:
-                if reader.size[0] * reader.size[1] > self.max_pixels:
-                    raise UserError(f"{name} has frames of more than {self.max_pixels / 1e6:.0f} million pixels")
+                self._require_size(*reader.size)
                 score = video_motion(reader).score()
                 last = (reader.num_frames - 1) / reader.fps
                 seconds = min(SAMPLE_SECONDS, last)
@@ -100,6 +100,10 @@ class Uploads:
             raise UserError(str(error).replace(path, name)) from error
         flows = [next(clip_flow(pair, seconds)) for pair in pairs]
         return Motion(score, motion_bucket(score), [as_url(draw_flow(*flow)) for flow in flows])
+
+    def _require_size(self, height: int, width: int) -> None:
+        if height * width > self.max_megapixels * 10**6:
+            raise UserError(f"it has more than {self.max_megapixels} million pixels, the most that can be uploaded")
 
 
 def draw_flow(frame: np.ndarray, flow: np.ndarray) -> Image.Image:

@@ -35,7 +35,7 @@ def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
     tab.page.mouse.move(box["x"] + 100, box["y"] + 100, steps=4)
     tab.page.mouse.up()
     tab.page.wait_for_timeout(1500)
-    tab.fill(sampling_steps=2)
+    tab.fill(sampling_steps=4)
     down, across = (float(tab.page.input_value(f"#option-crop_offset-{i} input[type=number]")) for i in (0, 1))
     assert down == 0.5 and across > 0.6  # the picture is wider than high: only this axis moves
     tab.run()
@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_told_where_it_is(open_tab, tmp_path):
     (tmp_path / "large.jpg").write_bytes(b"x" * 2_500_000)
     tab.upload(tmp_path / "large.jpg")
     tab.wait_for_text("#picture", "large.jpg has 2.5 MB; at most 2 MB can be uploaded")
-    Image.new("1", (12_000, 12_000)).save(tmp_path / "wide.png")
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
     tab.wait_for_text("#note", "it has more than 64 million pixels")
     tab.example()
