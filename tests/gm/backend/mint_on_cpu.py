@@ -54,10 +54,16 @@ def flash_attention_score(query, key, value, head_num, *, input_layout="BSH", sc
     return ops.BatchMatMul()(weights, v).astype(query.dtype)
 
 
+def stack(tensors, dim=0):
+    """Beside each other."""
+    return ops.stack(tensors, dim)
+
+
 def put_in_place(monkeypatch):
     """Everything above, until the test's end."""
     for function in (conv2d, conv3d, pad, layer_norm, gelu):
         monkeypatch.setattr(f"mindspore.mint.nn.functional.{function.__name__}", function)
+    monkeypatch.setattr("mindspore.mint.stack", stack)
     monkeypatch.setattr("mindspore.ops.flash_attention_score", flash_attention_score)
 
 
