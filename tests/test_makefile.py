@@ -10,7 +10,7 @@ PROJECT = Path(__file__).parents[1]
 @pytest.fixture
 def make(tmp_path):
     """Runs a target with a Python that prints its arguments."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(PROJECT / name, tmp_path)
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)

@@ -28,7 +28,7 @@ def test_a_layer_computes_with_the_file_s_values(file, dtype):
         load_weights(layer, source, "a.", dtype)
         weight, bias = (np.array(source.read(f"a.{kind}"), np.float32) for kind in ("weight", "bias"))
     assert layer.weight.dtype == dtype
-    assert layer.bias.dtype == ms.float32
+    assert layer.bias.dtype == dtype
     x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
     out = layer(Tensor(x).astype(dtype)).asnumpy().astype(np.float32)
     np.testing.assert_allclose(out, x @ weight.T + bias, atol=1e-6 if dtype == ms.float32 else 1e-2)
