@@ -1,8 +1,8 @@
 """Operators on Ascend: CANN's newer kernels (aclnn), which `mindspore.mint` reaches, and the fused attention.
 
 Much of `mindspore.ops` and `nn` reaches older ones (aclop), which CANN compiles online for each shape. Nothing here was
-run on a card. The dry run (svd_tools/ascend_dry_run.py) shows that graphs hold no kernels of the older kind, and that
-they keep within the limits that CANN documents.
+run on a card. The dry run (svd_tools/ascend_dry_run.py) shows that networks hold no kernels of the older kind, but for
+what it lists, and keep within the limits that CANN documents.
 """
 
 import os

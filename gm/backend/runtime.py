@@ -24,7 +24,7 @@ RUNTIME_FLAGS: Dict[str, Dict[str, Any]] = {  # of a command, as a parser's argu
     },
 }
 
-OLDEST, NEWEST = (2, 7, 2), (2, 10)  # releases of MindSpore that the tests ran with
+OLDEST, NEWEST = (2, 7, 2), (2, 10)  # releases of MindSpore: tests/e2e/test_mindspore_releases.py
 
 logger = logging.getLogger(__name__)
 
