@@ -11,7 +11,8 @@ the flow maps downscaled to a shortest side of 16, averaged over space and time.
   if that fails too, the motion is too fast for half a second, and each half of the time is measured by itself, down to
   frames a twelfth of a second apart;
 - frames that no flow connects are a cut, where a shot ends and another one begins; or they look alike all the same,
-  then that time does not count;
+  then that time does not count. A video that is mostly so, though its frames have much in common (flicker, crowds), is
+  one shot, and its score is what flow between the closest frames says;
 - the maps are averaged over areas as vectors, so that noise cancels, and then their lengths are averaged;
 - the unit is shortest sides per second, so that neither size nor frame rate enters.
 
@@ -34,6 +35,7 @@ FINEST_SECONDS = 1 / 12  # frames are looked at no closer than this
 FLOW_SIDE = 64  # shortest side of the frames between which flow is computed, pixels
 TEXTURE_SIDE = 7  # of the areas whose texture is measured, pixels
 ALIKE = 0.85  # correlation of two neighbouring frames above which no cut lies between
+RELATED = 0.3  # the same, above which these are not of two scenes
 LEAST_TEXTURE = 0.25  # grey levels a pixel; what is smoother shows no motion that can be told from noise
 LEAST_SHIFT = 0.04  # pixels; what moves by less between two frames is film grain or the codec's
 LEAST_CHANGE = 0.02  # grey levels, root mean square; below it nothing is seen to move
@@ -119,15 +121,23 @@ def video_motion(reader: "VideoReader") -> Motion:
     images = map(_shrunk, reader.frames_at([number / reader.fps for number in grid]))
     samples = max(1, round(SAMPLE_SECONDS * reader.fps / stride))  # in half a second
     pieces: List[Piece] = []
+    guesses: List[Piece] = []
     held = [next(images)]
     for start in range(0, len(grid) - 1, samples):
         numbers = grid[start : start + samples + 1]
         held = [held[-1], *(next(images) for _ in numbers[1:])]
-        pieces += _measured(numbers, held, reader.fps)
-    if 2 * sum(piece.last - piece.first for piece in pieces if piece.score is not None) < grid[-1]:
+        pieces += _measured(numbers, held, reader.fps, guesses)
+    if 2 * _seen(pieces) >= grid[-1]:
+        return Motion(tuple(pieces))
+    if 2 * _seen(pieces + guesses) < grid[-1]:
         reasons = "most of it is too smooth, too dark or too fast, or it has too many cuts"
         raise VideoError(f"{reader.path}: how it moves cannot be told: {reasons}")
-    return Motion(tuple(pieces))
+    return Motion((Piece(0, grid[-1], Motion(tuple(pieces + guesses)).score()),))
+
+
+def _seen(pieces: Sequence[Piece]) -> int:
+    """Over how many frames these tell how something moves."""
+    return sum(piece.last - piece.first for piece in pieces if piece.score is not None)
 
 
 def clip_score(frames: Iterable[np.ndarray], seconds: float) -> float:
@@ -158,17 +168,25 @@ def clip_flow(frames: Iterable[np.ndarray], seconds: float) -> Iterator[Tuple[np
         yield frame, _pooled_flow(grey, grey_later)[0] / (FLOW_SIDE * seconds)
 
 
-def _measured(numbers: Sequence[int], images: Sequence[np.ndarray], fps: float) -> Iterator[Piece]:
-    """The pieces from the first frame to the last: one, if flow connects these, else those of the two halves."""
+def _measured(
+    numbers: Sequence[int], images: Sequence[np.ndarray], fps: float, guesses: List[Piece]
+) -> Iterator[Piece]:
+    """The pieces from the first frame to the last: one, if flow connects these, else those of the two halves. What flow
+    does not connect, but looks related, is added to `guesses`."""
     shift, trusted = _shift(images[0], images[-1])
+    piece = Piece(numbers[0], numbers[-1], shift * fps / (numbers[-1] - numbers[0]))
     if trusted:
-        yield Piece(numbers[0], numbers[-1], shift * fps / (numbers[-1] - numbers[0]))
+        yield piece
     elif len(numbers) > 2:
         half = len(numbers) // 2
-        yield from _measured(numbers[: half + 1], images[: half + 1], fps)
-        yield from _measured(numbers[half:], images[half:], fps)
-    elif _correlation(images[0], images[-1]) > ALIKE:
-        yield Piece(numbers[0], numbers[-1], None)
+        yield from _measured(numbers[: half + 1], images[: half + 1], fps, guesses)
+        yield from _measured(numbers[half:], images[half:], fps, guesses)
+    else:
+        correlation = _correlation(images[0], images[-1])
+        if correlation > ALIKE:
+            yield piece._replace(score=None)
+        elif correlation > RELATED and _texture(images[0]) > LEAST_TEXTURE**2:
+            guesses.append(piece)
 
 
 def _shrunk(frame: np.ndarray) -> np.ndarray:
@@ -229,14 +247,20 @@ def _agreeing_area(earlier: np.ndarray, later: np.ndarray, forth: np.ndarray, ba
     x, y = x + forth[..., 0], y + forth[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     left = (earlier - cv2.remap(later, x, y, cv2.INTER_LINEAR))[inside]
-    texture = np.mean(cv2.cornerMinEigenVal(earlier, TEXTURE_SIDE)) / GREY_SCALE**2
     change, left = (np.mean(np.square(levels / GREY_SCALE)) for levels in (later - earlier, left))
-    if not inside.any() or (change > LEAST_CHANGE**2 and texture < left + LEAST_TEXTURE**2):
+    if not inside.any() or (change > LEAST_CHANGE**2 and _texture(earlier) < left + LEAST_TEXTURE**2):
         return 0.0
     missed = forth + cv2.remap(back, x, y, cv2.INTER_LINEAR)
     allowed = RETURN_PIXELS + RETURN_SHARE * np.hypot(forth[..., 0], forth[..., 1])
     returns = inside & (np.hypot(missed[..., 0], missed[..., 1]) < allowed)
     return float(returns.sum() / inside.sum())
+
+
+def _texture(grey: np.ndarray) -> float:
+    """How much a picture changes to all sides, in squared grey levels a pixel."""
+    import cv2
+
+    return float(np.mean(cv2.cornerMinEigenVal(grey, TEXTURE_SIDE))) / GREY_SCALE**2
 
 
 def _to_shortest_side(image: np.ndarray, side: int) -> np.ndarray:
