@@ -137,8 +137,9 @@ def check_video_flags(flags: Namespace) -> None:
     if given.lora is not None:
         with open_checkpoint(given.checkpoint) as source:
             chosen_lora(given, {name: info.shape for name, info in source.info.items()}, FLAG).check(source.info)
-    sampler = model_config(given.config)["model"].get("params", {}).get("sampler_config")
-    if sampler is not None:
+    engine = model_config(given.config)["model"].get("params")
+    sampler = engine.get("sampler_config") if isinstance(engine, dict) else None
+    if isinstance(sampler, dict):
         sampler = instantiate(sampler, f"{FLAG}config: {given.config}: ")
         with flags_below(FLAG):
             choose_sampler(sampler, read_group(VideoOptions, flags, "SVD"))

@@ -1,6 +1,7 @@
 """Videos out: one call for every format, with the settings that made the video stored inside it."""
 
 import json
+import warnings
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Dict, List, Optional
@@ -86,7 +87,9 @@ def read_image_comment(path: PathLike) -> str:
     Raises:
         OSError: the file is missing or no image.
     """
-    with open_input(path) as file, Image.open(file, formats=COMMENTED) as image:
+    with warnings.catch_warnings(), open_input(path) as file:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its error, at twice the size, is enough
+        image = Image.open(file, formats=COMMENTED)
         if image.format == "PNG":
             image.load()  # text may follow the pixels
             return str(image.info.get(COMMENT_KEY, ""))

@@ -138,7 +138,7 @@ def read_lora(
     parts: Dict[Layer, Dict[str, np.ndarray]] = {}
     with open_checkpoint(path) as source:
         entries = {name: parse_name(name) for name in source.info}
-        if not any(entries.values()):
+        if not any(entry is not None and entry.part != SCALE for entry in entries.values()):
             raise UserError(f"{source.path} holds no LoRA; name one, which has lora_A or lora_down in its names")
         _refuse(path, [name for name, entry in entries.items() if entry is None], "tensors that are no LoRA's")
         layers = {e.layer: known.get(e.layer) or _own_layer(e.layer) for e in entries.values()}

@@ -61,12 +61,19 @@ class KnownModel(NamedTuple):
     @property
     def files(self) -> Dict[str, str]:
         """Published file -> its SHA-256, "" where it is not known."""
-        return {entry["file"]: entry.get("sha256", "") for entry in self.config.get("weights", [])}
+        return published_files(self.config)
 
     @property
     def num_frames(self) -> Optional[int]:
         """Frames that the model was trained for."""
         return self.config["model"].get("params", {}).get("num_frames")
+
+
+def published_files(config: Mapping[str, Any]) -> Dict[str, str]:
+    """The published files that a model's YAML file is for -> their SHA-256, "" where it is not known."""
+    entries = config.get("weights")
+    entries = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+    return {str(entry["file"]): str(entry.get("sha256", "")) for entry in entries if "file" in entry}
 
 
 def architecture_of(info: Mapping[str, TensorInfo]) -> Architecture:
@@ -165,7 +172,7 @@ def choose_files(
     """
     if checkpoint is None:
         config = config or CONFIGS / f"{default}.yaml"
-        names = [entry["file"] for entry in model_config(in_project(config), flag=f"{flags}config").get("weights", [])]
+        names = list(published_files(model_config(in_project(config), flag=f"{flags}config")))
         checkpoint = next((BUNDLED / name for name in names if (BUNDLED / name).exists()), None)
         if checkpoint is None:
             needed = " or ".join(names) or "the weights that it was written for"
@@ -209,23 +216,22 @@ def portable(path: PathLike) -> str:
 
 
 def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, flags: str = "--SVD.") -> None:
-    """Refuses, before anything is built, a checkpoint of another architecture than a configuration's.
+    """Refuses, before anything is built, a checkpoint of a known model that a configuration is not of.
+
+    Others are left to :func:`gm.weights.names.compare_names`, when the configuration has been built.
 
     Raises:
         UserError: what the checkpoint is, and what the configuration needs.
     """
     have, wanted = architecture_of(source.info), architecture_in(config)
-    if have.model_channels is not None and have.fits(wanted):
+    fitting = [] if have.fits(wanted) else [model for model in known_models() if model.architecture.fits(have)]
+    if not fitting or have.model_channels is None:
         return
-    fitting = [model for model in known_models() if have.model_channels is not None and model.architecture.fits(have)]
-    what = names_of(fitting) or kind_of_names(source.info) or f"another model ({_in_words(have)})"
-    needed = " or ".join(entry["file"] for entry in config.get("weights", [])) or _in_words(wanted)
-    also = ""
-    if fitting and fitting[0].architecture.temporal == wanted.temporal:
-        also = f"; for this file name {flags}config={portable(fitting[0].path)}"
-    elif fitting:
-        also = "; image_to_video.py runs it" if have.temporal else "; svd_tools/text_to_image.py runs it"
-    raise UserError(f"{flags}checkpoint: {source.path} is {what}; {path} needs {needed}{also}")
+    needed = " or ".join(published_files(config)) or _in_words(wanted)
+    also = f"for this file name {flags}config={portable(fitting[0].path)}"
+    if have.temporal != wanted.temporal:
+        also = f"{'image_to_video.py' if have.temporal else 'svd_tools/text_to_image.py'} runs it"
+    raise UserError(f"{flags}checkpoint: {source.path} is {names_of(fitting)}; {path} needs {needed}; {also}")
 
 
 def names_of(models: Iterable[KnownModel]) -> str:
@@ -253,7 +259,8 @@ def _by_hash(models: Sequence[KnownModel], source: TensorSource) -> List[KnownMo
 
 
 def _params(node: Any) -> Mapping[str, Any]:
-    return (node.get("params") or {}) if isinstance(node, Mapping) else {}
+    params = node.get("params") if isinstance(node, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
 
 
 def _class_name(node: Any) -> str:
