@@ -8,7 +8,15 @@ import pytest
 from gm.config.factory import load_config
 from gm.errors import UserError
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
-from gm.weights.model_kind import CONFIGS, architecture_in, architecture_of, find_model, known_models, require_fit
+from gm.weights.model_kind import (
+    CONFIGS,
+    architecture_in,
+    architecture_of,
+    choose_files,
+    find_model,
+    known_models,
+    require_fit,
+)
 from gm.weights.tensor_source import TensorInfo
 from tests import reference
 
@@ -113,12 +121,12 @@ def test_a_model_of_pictures_given_for_one_of_videos_and_the_reverse(tmp_path):
         require_fit(header(tmp_path, "svd.safetensors"), load_config(paths["sd_xl_base"]), paths["sd_xl_base"], "--SD.")
 
 
-def test_what_is_no_model_is_called_what_it_is(tmp_path):
-    save_safetensors(tmp_path / "l.safetensors", {"diffusion_model.x.lora_A.weight": np.zeros((1, 2), np.float32)})
-    with open_checkpoint(tmp_path / "l.safetensors") as source:
-        for check in (find_model, lambda s: require_fit(s, load_config(CONFIGS / "svd.yaml"), CONFIGS / "svd.yaml")):
-            with pytest.raises(UserError, match="is a LoRA, which goes on top of a checkpoint"):
-                check(source)
+@pytest.mark.parametrize("config", [None, CONFIGS / "svd.yaml"])
+def test_what_is_no_model_is_called_what_it_is(tmp_path, config):
+    path = tmp_path / "l.safetensors"
+    save_safetensors(path, {"diffusion_model.x.lora_A.weight": np.zeros((1, 2), np.float32)})
+    with pytest.raises(UserError, match=r"--SVD\.checkpoint: .* is a LoRA, which goes on top of a checkpoint"):
+        choose_files(config, path, "svd_tiny", "--SVD.")
 
 
 def test_published_hashes_are_hashes_and_files_have_one_model():
