@@ -25,7 +25,7 @@ import numpy as np
 from gm.backend.runtime import DEVICES, GRAPH_MODE, setup_runtime
 from gm.config.command_parser import CommandParser
 from gm.errors import UserError, run_command
-from gm.files import atomic_file, parse_json, read_text
+from gm.files import FilePath, atomic_file, parse_json, read_text
 
 PROJECT = Path(__file__).resolve().parents[1]
 TOLERANCES = {"fp32": 3e-3, "fp16": 2e-2}  # of the largest number: HF32 has a mantissa of 11 bits, fp16 of 10
@@ -242,8 +242,8 @@ def two_cards(device: str) -> Any:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="check_ascend.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--out", default="ascend_report.json", help="the report to write")
-    add("--against", default=None, help="another report to compare with, such as a CPU's")
+    add("--out", type=FilePath, default="ascend_report.json", help="the report to write")
+    add("--against", type=Optional[FilePath], default=None, help="another report to compare with, such as a CPU's")
     add("--device_target", default=DEVICES[0], choices=DEVICES, help="auto takes an Ascend card if there is one")
     return parser
 

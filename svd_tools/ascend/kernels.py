@@ -25,6 +25,7 @@ PLACE = re.compile(r"# In file (.+?):(\d+)")
 SCOPE = "      # Fullname with scope: ("
 KIND = re.compile(r"CollectOpSelectedType\] (\w+) select (\w+) kernel")
 PEAK = re.compile(r"(?:Used|Actual) peak memory usage \((without|with) fragments\): (\d+)M")
+AROUND = 3  # kernels before and after
 NOT_LAUNCHED = ("Reshape", "ExpandDims", "Squeeze", "Flatten")  # the same memory in another shape
 
 
@@ -45,11 +46,15 @@ class Kernel(NamedTuple):
     arguments: str  # as the dump has them, with the numbers' values
     places: List[str]  # "file:line", the network's own last
     scope: str  # of the network's cells
+    near: Tuple[str, ...] = ()  # places of the kernels around it, since MindSpore does not tell every one's
 
     def place(self, project: Path) -> str:
-        """The innermost line of the project that it comes from."""
-        own = [place for place in self.places if place.startswith(f"{project}/")]
-        return own[-1][len(str(project)) + 1 :] if own else self.scope
+        """The innermost line of the project that it comes from, or one near it."""
+        for places, word in ((self.places, ""), (self.near, "near ")):
+            own = [place for place in places if place.startswith(f"{project}/")]
+            if own:
+                return word + own[-1][len(str(project)) + 1 :]
+        return self.scope
 
 
 def read_kernels(dumps: Path, log: str) -> List[Kernel]:
@@ -58,7 +63,8 @@ def read_kernels(dumps: Path, log: str) -> List[Kernel]:
     Of the latter only those are seen that are not MindSpore's new kind, whose kernels are all `aclnn`.
     """
     kinds = dict(KIND.findall(log))
-    found = [kernel for path in sorted(dumps.rglob("graph_build*.ir")) for kernel in _of_graph(path, kinds)]
+    graphs = sorted(dumps.rglob("graph_build*.ir"))
+    found = list(_with_neighbours([kernel for path in graphs for kernel in _of_graph(path, kinds)]))
     alone = kinds.keys() - {kernel.name for kernel in found}
     return found + [Kernel(name, kinds[name], [], [], "", [], "outside of graphs") for name in sorted(alone)]
 
@@ -74,6 +80,13 @@ def planned_memory(log: str) -> Dict[str, float]:
     for which, megabytes in PEAK.findall(log):
         peaks[which] = max(peaks[which], int(megabytes) * 2**20 / 1e9)
     return peaks
+
+
+def _with_neighbours(kernels: List[Kernel]) -> Iterator[Kernel]:
+    """Each with the places of the kernels around it, the one before it last."""
+    for index, kernel in enumerate(kernels):
+        around = kernels[index + 1 : index + 1 + AROUND] + kernels[max(0, index - AROUND) : index]
+        yield kernel._replace(near=tuple(place for other in around for place in other.places))
 
 
 def _of_graph(path: Path, kinds: Dict[str, str]) -> Iterator[Kernel]:

