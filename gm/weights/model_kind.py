@@ -227,7 +227,8 @@ def require_fit(source: TensorSource, config: Mapping[str, Any], path: Path, fla
     fitting = [] if have.fits(wanted) else [model for model in known_models() if model.architecture.fits(have)]
     if not fitting or have.model_channels is None:
         return
-    needed = " or ".join(published_files(config)) or _in_words(wanted)
+    files = published_files(config).keys() - fitting[0].files.keys()  # a file may inherit them with its base
+    needed = " or ".join(sorted(files)) or f"another ({_in_words(wanted)})"
     also = f"for this file name {flags}config={portable(fitting[0].path)}"
     if have.temporal != wanted.temporal:
         also = f"{'image_to_video.py' if have.temporal else 'svd_tools/text_to_image.py'} runs it"
