@@ -90,8 +90,10 @@ class Journal:
 
     def merge(self) -> None:
         """Takes over what the others have found into rank 0's file, and removes theirs."""
-        self.__init__(self._main, fps=self._fps)
-        for path in self._others():
+        others = self._others()
+        if others:
+            self.__init__(self._main, fps=self._fps)
+        for path in others:
             with suppress(OSError):
                 path.unlink()
 

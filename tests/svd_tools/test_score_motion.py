@@ -128,7 +128,7 @@ def test_several_processes_score_each_video_once(run, monkeypatch, tmp_path):
     whole, _ = run(output=tmp_path / "whole.csv")
     output, examined = tmp_path / "shared.csv", []
     examine = score_motion.examine
-    monkeypatch.setattr(score_motion, "examine", lambda path: examined.append(path.name) or examine(path))
+    monkeypatch.setattr(score_motion, "examine", lambda path, fps: examined.append(path.name) or examine(path))
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     monkeypatch.setenv("RANK_ID", "1")
     with pytest.raises(FileNotFoundError):
@@ -146,6 +146,7 @@ def test_several_processes_score_each_video_once(run, monkeypatch, tmp_path):
         run(output=tmp_path / "other.csv")
 
 
+@pytest.mark.slow
 def test_videos_without_end_are_found_again_at_once(tmp_path):
     """100,000 scored videos, twenty scores each; missing files stand in for them, as they have not changed."""
     names = [f"{number}.mp4" for number in range(100_000)]
