@@ -21,6 +21,7 @@ from gm.errors import UserError, run_command, start_log
 from gm.files import FilePath, cleared_if_refused, in_a_file, make_output_dir, require_free_space
 from gm.options import Seed
 from gm.pipeline import chosen_lora
+from gm.sampling.samplers import Sampler
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.model_kind import choose_files, portable
 from modules.options import VideoOptions, choose_sampler
@@ -141,6 +142,8 @@ def check_video_flags(flags: Namespace) -> None:
     sampler = engine.get("sampler_config") if isinstance(engine, dict) else None
     if isinstance(sampler, dict):
         sampler = instantiate(sampler, f"{FLAG}config: {given.config}: ")
+        if not isinstance(sampler, Sampler):
+            raise UserError(f"{FLAG}config: {given.config}: its sampler_config describes no sampler")
         with flags_below(FLAG):
             choose_sampler(sampler, read_group(VideoOptions, flags, "SVD"))
 

@@ -70,10 +70,10 @@ class KnownModel(NamedTuple):
 
 
 def published_files(config: Mapping[str, Any]) -> Dict[str, str]:
-    """The published files that a model's YAML file is for -> their SHA-256, "" where it is not known."""
+    """The published files that a model's YAML file is for, by their names alone -> their SHA-256, "" if not known."""
     entries = config.get("weights")
     entries = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    return {str(entry["file"]): str(entry.get("sha256", "")) for entry in entries if "file" in entry}
+    return {Path(str(entry["file"])).name: str(entry.get("sha256", "")) for entry in entries if "file" in entry}
 
 
 def architecture_of(info: Mapping[str, TensorInfo]) -> Architecture:
@@ -102,7 +102,7 @@ def architecture_in(config: Mapping[str, Any]) -> Architecture:
     engine = _params(config.get("model"))
     network, stage = engine.get("network_config"), _params(engine.get("first_stage_config"))
     unet, decoder = _params(network), stage.get("decoder_config")
-    coder = _params(decoder) or stage.get("ddconfig") or {}
+    coder = _params(decoder) or _params({"params": stage.get("ddconfig")})
     return Architecture(
         in_channels=unet.get("in_channels"),
         model_channels=unet.get("model_channels"),

@@ -17,7 +17,7 @@ SECONDS, GIBIBYTES = 30, 2
 
 
 def image(folder):
-    (folder / "a.png").write_bytes(png(9999, 9999, b"\0" * (9999 * 30_000)))  # nearly as large as is read, and cut
+    (folder / "a.png").write_bytes(png(9999, 9999, b"\0" * (9999 * 20_000)))  # nearly as large as is read, and cut
     return ["image_to_video.py", f"--image={folder}/a.png", f"--output_dir={folder}/out"]
 
 

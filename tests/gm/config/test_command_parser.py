@@ -153,8 +153,8 @@ def test_every_path_flag_is_one():
 
     tools = (convert, convert_lora, merge_lora, score_motion)
     parsers = [image_to_video.build_parser(), train.build_parser(), evaluate.build_parser()]
-    ends = re.compile(r"(dir|folder|config|checkpoint|images?|lora|pretrained|resume|metadata|videos|output|out|base)$")
+    paths = r"(dir|folder|config|checkpoint|images?|lora|pretrained|resume|metadata|videos|output|\bout|base)$"
     for parser in parsers + [tool._parser() for tool in tools]:
         for name, annotation in parser._types().items():
-            if ends.search(name) and name != "config":
+            if re.search(paths, name) and name != "config":
                 assert "'path'" in str(annotation), (parser.prog, name, annotation)
