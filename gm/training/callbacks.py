@@ -172,7 +172,7 @@ class MetricsFile(Callback):
     def on_start(self, trainer: "Trainer") -> None:
         self._folder = Path(trainer.output_dir)
         for path in (self._folder / METRICS_NAME, self._folder / VALIDATION_NAME):
-            if path.exists():
+            if os.path.lexists(path):  # a link that leads nowhere is told now, not at each step
                 lines = read_lines(path)
                 with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                     file.writelines(line for line in lines if _step(line) <= trainer.step)
