@@ -37,7 +37,10 @@ def start(folder, **options):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stopped_command_leaves_nothing_and_says_so(tmp_path, number):
-    with start(tmp_path, stdout=subprocess.PIPE) as process:
+    def hear():  # also where the tests themselves run under nohup
+        signal.signal(number, signal.SIG_DFL)
+
+    with start(tmp_path, stdout=subprocess.PIPE, preexec_fn=hear) as process:
         for _ in range(3):
             process.stdout.readline()
         assert len(os.listdir(tmp_path)) == 2
