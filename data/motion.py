@@ -246,9 +246,11 @@ def _agreeing_area(earlier: np.ndarray, later: np.ndarray, forth: np.ndarray, ba
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x + forth[..., 0], y + forth[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    if not inside.any():
+        return 0.0
     left = (earlier - cv2.remap(later, x, y, cv2.INTER_LINEAR))[inside]
     change, left = (np.mean(np.square(levels / GREY_SCALE)) for levels in (later - earlier, left))
-    if not inside.any() or (change > LEAST_CHANGE**2 and _texture(earlier) < left + LEAST_TEXTURE**2):
+    if change > LEAST_CHANGE**2 and _texture(earlier) < left + LEAST_TEXTURE**2:
         return 0.0
     missed = forth + cv2.remap(back, x, y, cv2.INTER_LINEAR)
     allowed = RETURN_PIXELS + RETURN_SHARE * np.hypot(forth[..., 0], forth[..., 1])

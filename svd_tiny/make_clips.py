@@ -7,7 +7,7 @@ sixteenth of the photographs is held out (--split eval). A run that was stopped 
 give the same clips again, however many workers make them.
 
 It writes clip_000000.mp4 and so on, metadata.csv (path,length,motion_bucket_id: what train.py reads; the buckets are
-measured in the clips, as score_motion.py does) and clips.csv (also each clip's photograph, move and true speed).
+measured in the clips) and clips.csv (also each clip's photograph, move and true speed).
 """
 
 import json
@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, write_rows
-from data.motion import motion_bucket, video_motion
+from data.motion import motion_bucket
 from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
@@ -70,7 +70,7 @@ def write_clip(frames: np.ndarray, plan: ClipPlan, path: Path, fps: float) -> No
 
 
 def measure_bucket(path: Path) -> int:
-    """The motion bucket of a clip's file, as score_motion.py measures it."""
+    """The motion bucket of a clip's file."""
     if path.suffix == ".npz":
         try:
             with open_input(path) as file, np.load(file) as arrays:
@@ -79,7 +79,10 @@ def measure_bucket(path: Path) -> int:
             problem = reason(error) if isinstance(error, OSError) else "it is no clip"
             raise UserError(f"--output_dir: cannot read {path}: {problem}; remove it") from error
     with VideoReader(path) as reader:
-        return motion_bucket(video_motion(reader).score() if reader.num_frames > 1 else 0.0)
+        if reader.num_frames < 2:
+            return 0
+        frames = reader.read_clip(0, reader.num_frames)
+        return motion_bucket(mean_flow(frames, reader.fps))
 
 
 def make_clips(

@@ -73,7 +73,7 @@ def test_a_flag_that_cannot_be_used(place, tmp_path, flags, line):
 @pytest.mark.parametrize(
     ("csv", "line"),
     [
-        ("path,length\n0.mp4,12\n", "no column motion_bucket_id .* python svd_tools/score_motion.py makes a file"),
+        ("path,length\n0.mp4,12\n", "no column motion_bucket_id .*; `python svd_tools/score_motion.py"),
         ("path,length,motion_bucket_id\n0.mp4,many,3\n", "many"),
         ("path,length,motion_bucket_id\n0.mp4,12,256\n", "256"),
         ("path,length,motion_bucket_id\n9.mp4,12,3\n", "9.mp4"),

@@ -63,7 +63,7 @@ def strict():
     ms.set_context(jit_syntax_level=ms.LAX)
 
 
-@pytest.mark.parametrize("stage", ["decoder", "unet"])
+@pytest.mark.parametrize("stage", ["decoder", pytest.param("unet", marks=pytest.mark.slow)])
 def test_compiled_networks_hold_no_python(place, model, tmp_path, strict, stage):
     """And compute what operators one by one do."""
     runs = {}
