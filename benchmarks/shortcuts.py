@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 def mean_psnr(folder: Path, name: str) -> float:
     """Of all clips against the full run's."""
-    from svd_tools.video_metrics import psnr
+    from data.video_metrics import psnr
 
     clips, full = (np.load(folder / f"{run}.npy") for run in (name, FULL_RUN))
     return float(np.mean([psnr(clip, whole) for clip, whole in zip(clips, full)]))

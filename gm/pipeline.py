@@ -4,15 +4,16 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
+from gm.config.factory import load_model
 from gm.config.values import OptionError, Options, flags_below
 from gm.errors import UserError
 from gm.options import WeightOptions
 from gm.sampling.guidance import EVERY_SIGMA
-from gm.sampling.samplers import SAMPLERS
+from gm.sampling.samplers import SAMPLERS, Sampler
 from gm.weights.checkpoint import file_sha256
 from gm.weights.lora_file import LoRA, MergedSource, read_lora
 from gm.weights.model_kind import in_project, portable
@@ -25,13 +26,21 @@ LOADED_WITH = ("lora", "lora_scale", "lora_alpha", "checkpoint_sha256", "amp_lev
 logger = logging.getLogger(__name__)
 
 
-class Updatable:
-    """A pipeline, which is a group of options as well, whose options can be changed between two results.
+class Pipeline:
+    """A model with its weights that is a group of options as well, which can be changed between two results.
 
-    Attributes:
-        group: the class of the options alone; each pipeline has its own.
-        flag: what the command's flags start with, for error lines; as above.
+    Subclasses name the class of the options alone (`group`, also a parent of theirs) and what the command's flags start
+    with (`flag`, for error lines).
     """
+
+    def __init__(self, config: Union[str, Path], checkpoint: Union[str, Path], **options: Any) -> None:
+        with flags_below(self.flag):
+            super().__init__(**options)
+            self.engine = load_model(config, flag=f"{self.flag}config")
+            self._yaml_sampler = self.engine.sampler
+            self._set(self)
+        self.checkpoint = Path(checkpoint)
+        load_weights(self.engine, self.checkpoint, self, self.flag)
 
     def update(self, **options: Any) -> None:
         """Changes options of what is made from now on; the others stay. None takes the model's value again.
@@ -48,6 +57,13 @@ class Updatable:
     def _set(self, options: Options) -> None:
         """Takes all options, completed with the model's, or, where they contradict each other, none."""
         raise NotImplementedError
+
+    def _take(self, values: Mapping[str, Any], sampler: Sampler) -> None:
+        """Completed options and the sampler that they choose, for what is made from now on."""
+        vars(self).update(values)
+        engine = self.engine
+        engine.sampler, engine.tile_size, engine.feature_cache = sampler, self.tile_size, self.feature_cache
+        engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
 
 
 def load_weights(engine: "DiffusionEngine", checkpoint: Path, options: WeightOptions, flag: str) -> None:

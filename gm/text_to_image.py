@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 import numpy as np
 
-from gm.config.factory import load_model
-from gm.config.values import flags_below
 from gm.networks.prompt import Prompt
 from gm.options import PictureOptions, choose_picture_sampler
-from gm.pipeline import Updatable, common_settings, load_weights, require_finite
+from gm.pipeline import Pipeline, common_settings, require_finite
 
 if TYPE_CHECKING:  # MindSpore is imported when an engine is built
     from gm.networks.conditioner import Conditioning
@@ -22,7 +19,7 @@ if TYPE_CHECKING:  # MindSpore is imported when an engine is built
 FLAG = "--SD."
 
 
-class StableDiffusionPipeline(Updatable, PictureOptions):
+class StableDiffusionPipeline(Pipeline, PictureOptions):
     """Stable Diffusion, text to image: the options of a picture and the model that makes it.
 
     Options that were left to the model get the model's values.
@@ -38,24 +35,14 @@ class StableDiffusionPipeline(Updatable, PictureOptions):
 
     group, flag = PictureOptions, FLAG
 
-    def __init__(self, config: Union[str, Path], checkpoint: Union[str, Path], **options: Any) -> None:
-        with flags_below(FLAG):
-            super().__init__(**options)
-            self.engine: TextToImageEngine = load_model(config, flag=f"{FLAG}config")
-            self._yaml_sampler = self.engine.sampler
-            self._set(self)
-        self.checkpoint = Path(checkpoint)
-        load_weights(self.engine, self.checkpoint, self, FLAG)
-
     def _set(self, options: PictureOptions) -> None:
-        engine, values = self.engine, {item.name: getattr(options, item.name) for item in fields(PictureOptions)}
+        engine: TextToImageEngine = self.engine
+        values = {item.name: getattr(options, item.name) for item in fields(PictureOptions)}
         values.update(height=options.height or engine.height, width=options.width or engine.width)
         PictureOptions(**values)  # the model's may be no size of a picture
-        engine.sampler = choose_picture_sampler(deepcopy(self._yaml_sampler), engine.align_your_steps, options)
-        engine.denoiser.scaling.timestep = values["timestep"] = options.timestep or engine.sampler.timestep
-        vars(self).update(values)
-        engine.tile_size, engine.feature_cache = self.tile_size, self.feature_cache
-        engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
+        sampler = choose_picture_sampler(deepcopy(self._yaml_sampler), engine.align_your_steps, options)
+        engine.denoiser.scaling.timestep = values["timestep"] = options.timestep or sampler.timestep
+        self._take(values, sampler)
 
     def encode(self, prompt: str, negative_prompt: Optional[str] = None) -> Tuple[Conditioning, Conditioning]:
         """What the network is guided to, and what away from, for any number of pictures.

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 import numpy as np
 
-from gm.config.factory import load_model
-from gm.config.values import flags_below
-from gm.pipeline import Updatable, common_settings, load_weights, require_finite, word_of
+from gm.pipeline import Pipeline, common_settings, require_finite, word_of
 from gm.sampling.noise import GENERATORS
 from gm.sampling.schedules import SCHEDULES
 from gm.weights.parameters import NUMPY_TYPE
@@ -29,7 +26,7 @@ FLAG = "--SVD."
 logger = logging.getLogger(__name__)
 
 
-class SVDPipeline(Updatable, VideoOptions):
+class SVDPipeline(Pipeline, VideoOptions):
     """Stable Video Diffusion, image to video: the options of a video and the model that makes it.
 
     Options that were left to the model get the model's values.
@@ -46,25 +43,13 @@ class SVDPipeline(Updatable, VideoOptions):
 
     group, flag = VideoOptions, FLAG
 
-    def __init__(self, config: Union[str, Path], checkpoint: Union[str, Path], **options: Any) -> None:
-        with flags_below(FLAG):
-            super().__init__(**options)
-            self.engine = load_model(config, flag=f"{FLAG}config")
-            self._yaml_sampler = self.engine.sampler
-            self._set(self)
-        self.checkpoint = Path(checkpoint)
-        load_weights(self.engine, self.checkpoint, self, FLAG)
-
     def _set(self, options: VideoOptions) -> None:
         values = {item.name: getattr(options, item.name) for item in fields(VideoOptions)}
         for name in ("num_frames", "height", "width"):
             if values[name] is None:
                 values[name] = getattr(self.engine, name)
         VideoOptions(**values)  # the model's may be no size of a video
-        self.engine.sampler = choose_sampler(deepcopy(self._yaml_sampler), options)
-        vars(self).update(values)
-        self.engine.tile_size, self.engine.feature_cache = self.tile_size, self.feature_cache
-        self.engine.backend = {"fuse_kernels": self.fuse_kernels, "compile_cache": self.compile_cache}
+        self._take(values, choose_sampler(deepcopy(self._yaml_sampler), options))
         if not TRAINED_FPS[0] <= self.fps <= TRAINED_FPS[1]:
             logger.warning("%sfps=%d is outside the range %d to %d of the training", FLAG, self.fps, *TRAINED_FPS)
         TOOLS[self.like].warn(self)

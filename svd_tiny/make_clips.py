@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.metadata_csv import COLUMNS, write_rows
 from data.motion import motion_bucket
+from data.video_metrics import mean_flow
 from data.video_reader import VideoReader
 from data.video_writer import write_video
 from gm.config.command_parser import CommandParser
@@ -37,7 +38,6 @@ from gm.files import FilePath, atomic_file, make_output_dir, open_input, parse_j
 from svd_tiny.clip_plan import ClipPlan, film, parse_weights, plan_clips
 from svd_tiny.clip_renderer import CELL, ClipSize
 from svd_tiny.photos import SPLITS, find_photos
-from svd_tools.video_metrics import mean_flow
 
 logger = logging.getLogger(__name__)
 

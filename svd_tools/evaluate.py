@@ -28,6 +28,7 @@ from data.file_search import find_images
 from data.image_reader import fit_image, read_image
 from data.metadata_csv import read_metadata
 from data.motion import motion_score
+from data.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 from data.video_reader import VideoError, VideoReader
 from gm.config.command_parser import CommandParser
 from gm.config.values import Range, show
@@ -35,7 +36,6 @@ from gm.errors import UserError, run_command, start_log
 from gm.files import FilePath, atomic_file, make_output_dir, own_folder
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from modules.options import VideoOptions
-from svd_tools.video_metrics import colour_drift, contact_sheet, flicker, mean_flow, psnr, sharpness, static_areas
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT_BUCKETS = [20, 65, 110, 155, 200]

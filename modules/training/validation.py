@@ -14,6 +14,7 @@ import numpy as np
 from data.file_search import find_images
 from data.image_reader import fit_image, read_image
 from data.video_dataset import VideoDataset
+from data.video_metrics import psnr
 from data.video_writer import GIF_MAX_FPS, write_gif, write_video
 from gm.backend.operators import inference
 from gm.files import PathLike, own_folder
@@ -28,6 +29,7 @@ from modules.pipeline import generate
 from modules.training.inputs import FRAMES, UNetInputs
 from modules.training.options import ValidationOptions
 
+MAX_PSNR = 100.0  # dB, what equal videos have
 FOLDER = "validation"  # in the run's folder
 FLAG = "--train.validation."
 SIGMAS = (0.3, 1.0, 3.0, 10.0)  # about the quantiles 12, 27, 52 and 80 % of SVD's distribution of σ
@@ -148,7 +150,8 @@ class ValidationClips(Callback):
         beside = np.concatenate([clip, frames], axis=2)  # t h w c
         self._shown(beside, name, trainer.step, options, Path(trainer.output_dir) / FOLDER)
         still = np.broadcast_to(clip[:1], clip.shape)
-        return {"psnr": psnr(frames, clip), "psnr_still": psnr(still, clip)}
+        pairs = {"psnr": (frames, clip), "psnr_still": (still, clip)}
+        return {name: min(psnr(*pair), MAX_PSNR) for name, pair in pairs.items()}
 
 
 class Shown(NamedTuple):
@@ -177,12 +180,6 @@ def sample(engine: DiffusionEngine, pixels: np.ndarray, num_frames: int, seed: i
     rng = np.random.default_rng(seed)
     noises = Sgm.draw(rng, pixels.shape, (1, *engine.clip_shape(num_frames, *pixels.shape[2:])))
     return Sgm.to_frames(generate(engine, pixels, noises, rng, options))[0]
-
-
-def psnr(frames: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape; at most 100."""
-    error = np.mean((frames.astype(np.float64) - reference) ** 2)
-    return float(10 * np.log10(255.0**2 / max(error, 255.0**2 * 1e-10)))
 
 
 @contextmanager

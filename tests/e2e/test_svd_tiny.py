@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data.image_reader import fit_image, read_image
+from data.video_metrics import colour_drift, mean_flow, psnr
 from data.video_reader import VideoReader
 from gm.weights.checkpoint import open_checkpoint
 from gm.weights.names import expected_parameters
 from modules.pipeline import SVDPipeline
-from svd_tools.video_metrics import colour_drift, mean_flow, psnr
 from tests.e2e.training import PROJECT
 
 CONFIG, WEIGHTS = PROJECT / "configs/svd_tiny.yaml", PROJECT / "checkpoints/svd_tiny.safetensors"

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from data.video_metrics import flow_magnitude, mean_flow
 from svd_tiny.camera_moves import KINDS, CameraMove, draw_move, frame_to_scene, reach
 from svd_tiny.clip_renderer import ClipSize, Shot, Window, fit_shot, render
 from svd_tiny.depth_map import estimate_depth, find_horizon, flat_depth, soften
-from svd_tools.video_metrics import flow_magnitude, mean_flow
 
 SIZE = ClipSize(height=96, width=160, num_frames=8)
 

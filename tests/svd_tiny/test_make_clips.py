@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.metadata_csv import read_metadata as read_rows_of
 from data.motion import motion_bucket
+from data.video_metrics import mean_flow, psnr
 from data.video_reader import VideoReader
 from data.video_writer import read_metadata
 from gm.errors import UserError
@@ -17,7 +18,6 @@ from svd_tiny import make_clips
 from svd_tiny.clip_plan import film, parse_weights, plan_clips
 from svd_tiny.clip_renderer import ClipSize
 from svd_tiny.photos import find_photos, held_out, name_held_out
-from svd_tools.video_metrics import mean_flow, psnr
 
 SMALL = ["--height=64", "--width=96", "--frames=6", "--workers=1"]
 

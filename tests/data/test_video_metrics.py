@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from svd_tools import video_metrics as metrics
+from data import video_metrics as metrics
 
 
 @pytest.fixture(scope="module")
