@@ -1,5 +1,6 @@
 """Batches in one order for any number of devices and workers, resumable at any batch, through MindSpore's dataset."""
 
+import gc
 import logging
 import os
 import signal
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 ORDER_STREAM = 0  # keeps these random numbers apart from others drawn from the same seed
 PREFETCHED_ROWS = 2  # per queue of MindSpore's pipeline; its default of 16 would hold gigabytes of video
 FLAG = "--train.dataloader."
+
+# A worker frees nothing that its parent left to the collector: FFmpeg would wait for threads that are not forked along.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class Schedule:

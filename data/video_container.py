@@ -294,7 +294,8 @@ class VideoContainer:
             raise VideoError(f"{self.path}: is more than {MAX_ASPECT} times as wide as high, or as high as wide")
         if frame.colorspace == UNSPECIFIED and (frame.height >= HD_HEIGHT or frame.width >= HD_WIDTH):
             frame.colorspace = BT709
-        image = frame.reformat(width=width, format="rgb24").to_ndarray()
+        threads = self._stream.codec_context.thread_count
+        image = frame.reformat(width=width, format="rgb24", threads=threads).to_ndarray()
         matrix = frame.side_data.get("DISPLAYMATRIX")
         return image if matrix is None else _displayed(image, bytes(matrix))
 

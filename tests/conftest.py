@@ -18,6 +18,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):  # one core each: thread pools that spin would hold up the others
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if COMPILER_FILES not in os.environ:

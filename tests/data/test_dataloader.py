@@ -1,6 +1,9 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
@@ -13,6 +16,7 @@ from gm.errors import UserError
 from tests.data.synthetic_videos import write_numbered
 
 NUM_VIDEOS = 11
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 class Numbers:
@@ -123,6 +127,27 @@ def test_workers_change_nothing(videos):
     ranks = [list(make_dataloader(dataset(videos), 2, rank=r, world_size=2, num_workers=r)) for r in range(2)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*ranks)]
     equal(joined, list(make_dataloader(dataset(videos), 4)))
+
+
+def test_workers_free_nothing_of_the_parents(tmp_path):
+    """The end of a scaler with threads waits for them; in a worker, which has a copy of the scaler only, for ever."""
+    path = tmp_path / "run.py"
+    path.write_text(
+        "import gc\nimport numpy as np\nfrom av import VideoFrame\nfrom data.dataloader import make_dataloader\n"
+        "class Collected:\n"
+        "    columns = ('index',)\n"
+        "    def __len__(self):\n        return 4\n"
+        "    def read(self, epoch, index):\n        gc.collect()\n        return (np.int64(index),)\n"
+        "    def collate(self, rows):\n        return rows\n"
+        "gc.disable()\n"
+        "frame = VideoFrame(640, 480, 'yuv420p')\n"
+        "frame.reformat(format='rgb24', threads=4)\n"
+        "garbage = [frame]\ngarbage.append(garbage)\n"
+        "del frame, garbage\n"
+        "print(len(list(make_dataloader(Collected(), 2, num_workers=2))))\n"
+    )
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+    assert done.stdout == "2\n", done.stderr
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
