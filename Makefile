@@ -6,6 +6,7 @@ IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?=
 MODELS ?= checkpoints
+SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
 CONSTRAINTS := $(wildcard constraints.txt)
 # In the environment a file's name is its own, whatever the shell and make do with its characters.
 override IMAGE := $(value IMAGE)
@@ -31,7 +32,7 @@ page: $(VENV)/.page
 	$(BIN)/python svd_tools/page.py --models="$$MODELS"
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 test-slow: lint
 	$(BIN)/python -m pytest -q --slow

@@ -8,6 +8,7 @@ import tempfile
 import pytest
 
 THREADS = 2  # what continuous integration has; results and timings should not depend on a bigger machine
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, …: side by side with others, on one core each
 COMPILER_FILES = "MS_OM_PATH"  # where MindSpore puts rank_0/om/analyze_fail.ir when a graph does not compile
 # Set before MindSpore is imported, here or in a child. Nothing is compiled into, or read from, the user's cache.
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "GLOG_v": "3", "MS_COMPILER_CACHE_ENABLE": "0"}
@@ -18,15 +19,21 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):  # one core each: thread pools that spin would hold up the others
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+    if WORKER:
+        take_one_core(int(WORKER[2:]))
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if COMPILER_FILES not in os.environ:
         os.environ[COMPILER_FILES] = tempfile.mkdtemp(prefix="mindspore-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILER_FILES), ignore_errors=True))
+
+
+def take_one_core(number):
+    """For this process and its children; threads that wait for each other by spinning would hold up the other core."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+    os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")})
 
 
 def pytest_collection_modifyitems(config, items):
@@ -42,11 +49,14 @@ def pytest_collection_modifyitems(config, items):
 def runtime():
     """Sets up the frameworks that the collected tests have imported, before the first operator runs."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(THREADS)
+        sys.modules["torch"].set_num_threads(1 if WORKER else THREADS)
     if "mindspore" not in sys.modules:
         return None
     from gm.backend.runtime import PYNATIVE_MODE, setup_runtime
 
+    # An error here: some test's module runs an operator while it is imported; MindSpore's queues then stay on, and all
+    # tests take up to five times as long.
+    sys.modules["mindspore"].set_device("CPU")
     return setup_runtime(PYNATIVE_MODE, "CPU")
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Any, Dict, Literal, NamedTuple, Optional
+from typing import Any, Dict, Literal, NamedTuple, Optional, Set
 
 from gm.backend.memory import lift_memory_limit
 from gm.errors import UserError
@@ -27,6 +27,7 @@ RUNTIME_FLAGS: Dict[str, Dict[str, Any]] = {  # of a command, as a parser's argu
 OLDEST, NEWEST = (2, 7, 2), (2, 10)  # releases of MindSpore: tests/e2e/test_mindspore_releases.py
 
 logger = logging.getLogger(__name__)
+_set_up: Set[str] = set()  # devices, before the first operator
 
 
 class Runtime(NamedTuple):
@@ -107,6 +108,12 @@ def _set_device(device: str, flag: str) -> None:
     except RuntimeError as error:  # an operator has run in this process already
         if ms.get_context("device_target") != device:
             raise UserError(f"{flag}={device}: this process computes on another device already") from error
+        if device == "CPU" and not _set_up:
+            logger.warning(
+                "MindSpore computed something in this process before it was set up here, and so keeps queues between "
+                "its threads that make a CPU of few cores up to five times slower; make the pipeline first"
+            )
+    _set_up.add(device)
 
 
 def _ascend_available() -> bool:

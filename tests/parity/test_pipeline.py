@@ -68,7 +68,7 @@ def diffusers_frames(peer, image, monkeypatch, image_noise=None, **options):
     "frames, chunk, mode, tiles",
     [
         (14, 14, PYNATIVE_MODE, False),
-        (5, 2, GRAPH_MODE, False),
+        pytest.param(5, 2, GRAPH_MODE, False, marks=pytest.mark.slow),  # compiles for more than a minute
         (1, 1, PYNATIVE_MODE, False),
         (5, 5, PYNATIVE_MODE, True),
     ],

@@ -18,7 +18,11 @@ from gm.backend.training import LARGE, TrainingOperators, tiles_pay
 from gm.networks.layers import Conv2d, TemporalConv
 
 ERROR = 3e-6  # root mean square, relative to the result's
-DOOR = TrainingOperators(compiled=False)
+
+
+@pytest.fixture(scope="module")
+def door():
+    return TrainingOperators(compiled=False)
 
 
 def numbers(*shape, seed=0):
@@ -29,10 +33,14 @@ def error(result, expected):
     return np.sqrt(((result - expected) ** 2).mean() / (expected**2).mean())
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(Conv2d(64, 96, 3, padding=1), (16, 64, 8, 8)),
-                                              (TemporalConv(64, 64), (1, 64, 8, 9))], ids=["2-D", "time"])  # fmt: skip
-def test_layers_use_them_inside_only(layer, shape):
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda: Conv2d(64, 96, 3, padding=1), (16, 64, 8, 8)), (lambda: TemporalConv(64, 64), (1, 64, 8, 9))],
+    ids=["2-D", "time"],
+)
+def test_layers_use_them_inside_only(make, shape):
     ms.set_context(mode=ms.GRAPH_MODE)  # the session's conftest restores it
+    layer = make()
     x, twin = Tensor(numbers(*shape)), copy.deepcopy(layer)
     direct = layer(x).asnumpy()
     with training():
@@ -66,8 +74,8 @@ def test_half_precision_is_left_alone():
     assert not TrainingOperators().filter_pays(x, Tensor(numbers(64, 64, 3, 3)))
 
 
-def test_not_operator_by_operator():
-    assert not DOOR.filter_pays(Tensor(numbers(8, 64, 8, 8)), Tensor(numbers(64, 64, 3, 3)))
+def test_not_operator_by_operator(door):
+    assert not door.filter_pays(Tensor(numbers(8, 64, 8, 8)), Tensor(numbers(64, 64, 3, 3)))
 
 
 @pytest.mark.parametrize("rows", [10, LARGE // 8], ids=["small", "large"])
@@ -92,15 +100,15 @@ def test_a_biass_gradient(rows):
     np.testing.assert_allclose(of_bias.asnumpy(), weights.astype(float).sum(0), rtol=1e-5, atol=1e-3)
 
 
-def test_updates_are_mindspores():
+def test_updates_are_mindspores(door):
     """Of the door that calls tensor by tensor, and of the one whose operators stand in a graph."""
     start = [numbers(7, 5, seed=seed) for seed in range(3)]
     gradient, results = Tensor(numbers(7, 5, seed=3)), []
-    for door in (Operators(), DOOR):
+    for each in (Operators(), door):
         tensors = [Parameter(Tensor(np.abs(array)), str(index)) for index, array in enumerate(start)]
-        door.adamw(*tensors, gradient, 0.5, 0.01, 0.9, 0.99, 1e-8, 0.1)
-        door.move_average(tensors[0], tensors[1], 0.25)
-        results.append([tensor.asnumpy() for tensor in tensors] + [np.float32(door.square_sum(gradient))])
+        each.adamw(*tensors, gradient, 0.5, 0.01, 0.9, 0.99, 1e-8, 0.1)
+        each.move_average(tensors[0], tensors[1], 0.25)
+        results.append([tensor.asnumpy() for tensor in tensors] + [np.float32(each.square_sum(gradient))])
     for own, ours in zip(*results):
         np.testing.assert_allclose(ours, own, rtol=2e-6, atol=1e-6)
 
@@ -117,7 +125,7 @@ class Holder(nn.Cell):
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used before"])
 @pytest.mark.parametrize("replaced", [False, True], ids=["first values", "values set"])
-def test_a_network_sees_the_change(mode, used, replaced):
+def test_a_network_sees_the_change(door, mode, used, replaced):
     ms.set_context(mode=mode)
     net, zeros = Holder(np.zeros(5, np.float32)), Tensor(np.zeros(5, np.float32))
     if used:
@@ -126,22 +134,22 @@ def test_a_network_sees_the_change(mode, used, replaced):
         net.weight.set_data(Tensor(np.zeros(5, np.float32)))
     target = Parameter(Tensor(np.full(5, 4, np.float32)), "target")
     for expected in (2.0, 3.0):
-        DOOR.move_average(net.weight, target, 0.5)
+        door.move_average(net.weight, target, 0.5)
         np.testing.assert_array_equal(net(zeros).asnumpy(), expected)
         np.testing.assert_array_equal(net.weight.asnumpy(), expected)
 
 
-def test_it_is_possible_here():
-    assert DOOR.updates_from_host
+def test_it_is_possible_here(door):
+    assert door.updates_from_host
 
 
 @pytest.mark.parametrize("size", [1, 15, BLOCK - 1, BLOCK, 3 * BLOCK + 17, 40 * BLOCK])
-def test_the_sum_of_squares(size):
+def test_the_sum_of_squares(door, size):
     values = np.random.default_rng(size).standard_normal(size, np.float32) + 1
-    result = DOOR.square_sum(Tensor(values.reshape(1, size)))
+    result = door.square_sum(Tensor(values.reshape(1, size)))
     assert result == pytest.approx(np.square(values.astype(float)).sum(), rel=1e-6)
 
 
-def test_the_sum_of_squares_is_not_finite_if_a_number_is_not():
+def test_the_sum_of_squares_is_not_finite_if_a_number_is_not(door):
     for bad in (np.nan, np.inf):
-        assert not np.isfinite(DOOR.square_sum(Tensor(np.array([1, bad, 2], np.float32))))
+        assert not np.isfinite(door.square_sum(Tensor(np.array([1, bad, 2], np.float32))))
