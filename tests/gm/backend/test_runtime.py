@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import mindspore as ms
 import pytest
 
@@ -39,3 +43,14 @@ def test_precision_follows_the_device():
 @pytest.mark.parametrize(("device", "mode"), [("CPU", PYNATIVE_MODE), ("Ascend", GRAPH_MODE)])
 def test_a_card_compiles_and_a_cpu_does_not(device, mode):
     assert preferred_mode(device) == mode
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_operator_that_ran_before_is_warned_of(early):
+    operator = "(ms.Tensor([1.0]) + 1).asnumpy()"
+    setup = "setup_runtime(1, 'CPU')"
+    lines = ["import logging, mindspore as ms", "from gm.backend.runtime import setup_runtime", "logging.basicConfig()"]
+    lines += [operator, setup] if early else [setup, operator, setup]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert ("make the pipeline first" in result.stderr) == early
