@@ -45,6 +45,14 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What was captured as text that can be sent from a worker: files' names need not be UTF-8."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session", autouse=True)
 def runtime():
     """Sets up the frameworks that the collected tests have imported, before the first operator runs."""
@@ -58,6 +66,16 @@ def runtime():
     # tests take up to five times as long.
     sys.modules["mindspore"].set_device("CPU")
     return setup_runtime(PYNATIVE_MODE, "CPU")
+
+
+@pytest.fixture
+def several_torch_threads():
+    """PyTorch on one thread scales pictures by another path, which rounds otherwise."""
+    torch = sys.modules["torch"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

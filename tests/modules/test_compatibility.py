@@ -14,19 +14,11 @@ from gm.sampling.noise import TorchGenerator
 from modules.compatibility import RESIZES, ComfyUI, Diffusers, Sgm, to_pixels
 from modules.options import FrameOptions
 
+pytestmark = pytest.mark.usefixtures("several_torch_threads")
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 SIZE, CLIP_SIZE = (64, 128), 56
 SHAPES = {"landscape": (90, 200), "portrait": (150, 70), "square": (100, 100)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def several_threads():
-    """PyTorch on one thread takes another path to scale pictures, which rounds otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=SHAPES)
