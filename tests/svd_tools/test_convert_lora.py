@@ -132,7 +132,8 @@ def test_without_an_alpha_it_is_the_rank(tmp_path):
     ("tensors", "message"),
     [
         ({"a.weight": (2, 2)}, "holds no LoRA"),
-        ({"a.weight": (2, 2), "a.alpha": ()}, r"1 tensors that are no LoRA's: a\.weight"),
+        ({"a.weight": (2, 2), "a.alpha": ()}, "holds no LoRA"),
+        ({"a.weight": (2, 2), "unet.x.lora_A.weight": (2, 2)}, r"1 tensors that are no LoRA's: a\.weight"),
         ({"unet.x.lora_A.weight": (2, 2)}, r"1 layers that the network lacks: unet\.x"),
         ({"unet.conv_norm_out.lora_A.weight": (2, 2)}, r"layers that the network lacks: unet\.conv_norm_out"),
         ({f"unet.{THERE[TEMPORAL]}.lora_A.weight": (2, 32)}, "1 layers without an A or a B: model"),
