@@ -105,6 +105,7 @@ def serve(flags: Namespace, models: Path, folder: Path, auth: Optional[List[Tupl
             server_port=flags.port,
             share=flags.share,
             auth=auth,
+            allowed_paths=[str(folder)],  # what of it is served is the Gate's to say
             max_file_size=limits.max_bytes,
             app_kwargs={"middleware": middleware(folder, limits.max_bytes, is_loopback(flags.host))},
             theme=make_theme(),

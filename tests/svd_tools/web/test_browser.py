@@ -35,7 +35,7 @@ def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
     tab.page.mouse.move(box["x"] + 100, box["y"] + 100, steps=4)
     tab.page.mouse.up()
     tab.page.wait_for_timeout(1500)
-    tab.fill(sampling_steps=4)
+    tab.fill(sampling_steps=10)
     down, across = (float(tab.page.input_value(f"#option-crop_offset-{i} input[type=number]")) for i in (0, 1))
     assert down == 0.5 and across > 0.6  # the picture is wider than high: only this axis moves
     tab.run()
