@@ -6,7 +6,7 @@ IMAGE ?= examples/mountain_path.jpg
 CHECKPOINT ?= svd.safetensors
 CONFIG ?=
 MODELS ?= checkpoints
-SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
+SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist=worksteal
 CONSTRAINTS := $(wildcard constraints.txt)
 # In the environment a file's name is its own, whatever the shell and make do with its characters.
 override IMAGE := $(value IMAGE)
