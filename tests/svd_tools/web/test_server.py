@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import re
+import urllib.request
 
 import pytest
 
 pytest.importorskip("starlette", reason="the page's tests need Gradio: pip install -r requirements-page.txt")
 
 from svd_tools.web.server import MOST_TALK, MULTIPART_BYTES, Gate, served
+from tests.svd_tools.web.conftest import Server
 
 LIMIT = 1000
 
@@ -97,3 +100,15 @@ def test_browsers_are_told_to_load_nothing_from_elsewhere(folder):
         assert headers["content-security-policy"].startswith("default-src 'self'; ")
         assert "http" not in headers["content-security-policy"]
         assert headers["referrer-policy"] == "no-referrer" and headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_s_own_pictures_are_served(tmp_path):
+    """By the real server: Gradio has a list of folders of its own."""
+    server = Server(tmp_path)
+    try:
+        with urllib.request.urlopen(f"{server.address}config", timeout=60) as answer:
+            path = re.search(r"gradio_api/file=([^\"\\&?]+tiger[^\"\\&?]*)", answer.read().decode()).group(1)
+        with urllib.request.urlopen(f"{server.address}gradio_api/file={path}", timeout=60) as answer:
+            assert answer.status == 200 and answer.read(2) == b"\xff\xd8"
+    finally:
+        server.close()
