@@ -73,7 +73,7 @@ def several_torch_threads():
     """PyTorch on one thread scales pictures by another path, which rounds otherwise."""
     torch = sys.modules["torch"]
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
 

@@ -16,7 +16,7 @@ from gm.errors import UserError
 from tests.data.synthetic_videos import write_numbered
 
 NUM_VIDEOS = 11
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+PROJECT = Path(__file__).parents[2]
 
 
 class Numbers:
@@ -129,24 +129,39 @@ def test_workers_change_nothing(videos):
     equal(joined, list(make_dataloader(dataset(videos), 4)))
 
 
-def test_workers_free_nothing_of_the_parents(tmp_path):
+GARBAGE = """
+import gc
+import numpy as np
+from av import VideoFrame
+from data.dataloader import make_dataloader
+
+class Collected:
+    columns = ("index",)
+
+    def __len__(self):
+        return 4
+
+    def read(self, epoch, index):
+        gc.collect()
+        return (np.int64(index),)
+
+    def collate(self, rows):
+        return rows
+
+gc.disable()
+frame = VideoFrame(640, 480, "yuv420p")
+frame.reformat(format="rgb24", threads=4)
+garbage = [frame]
+garbage.append(garbage)
+del frame, garbage
+print(len(list(make_dataloader(Collected(), 2, num_workers=2))))
+"""
+
+
+def test_workers_free_nothing_of_the_parents():
     """The end of a scaler with threads waits for them; in a worker, which has a copy of the scaler only, for ever."""
-    path = tmp_path / "run.py"
-    path.write_text(
-        "import gc\nimport numpy as np\nfrom av import VideoFrame\nfrom data.dataloader import make_dataloader\n"
-        "class Collected:\n"
-        "    columns = ('index',)\n"
-        "    def __len__(self):\n        return 4\n"
-        "    def read(self, epoch, index):\n        gc.collect()\n        return (np.int64(index),)\n"
-        "    def collate(self, rows):\n        return rows\n"
-        "gc.disable()\n"
-        "frame = VideoFrame(640, 480, 'yuv420p')\n"
-        "frame.reformat(format='rgb24', threads=4)\n"
-        "garbage = [frame]\ngarbage.append(garbage)\n"
-        "del frame, garbage\n"
-        "print(len(list(make_dataloader(Collected(), 2, num_workers=2))))\n"
-    )
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+    command = [sys.executable, "-c", GARBAGE]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
     assert done.stdout == "2\n", done.stderr
 
 
