@@ -6,6 +6,7 @@ the older one that CANN compiles on the card's host for each shape (`aclop`), or
 """
 
 import re
+import sysconfig
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
@@ -26,6 +27,7 @@ SCOPE = "      # Fullname with scope: ("
 KIND = re.compile(r"CollectOpSelectedType\] (\w+) select (\w+) kernel")
 PEAK = re.compile(r"(?:Used|Actual) peak memory usage \((without|with) fragments\): (\d+)M")
 AROUND = 3  # kernels before and after
+INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))  # where packages lie
 NOT_LAUNCHED = ("Reshape", "ExpandDims", "Squeeze", "Flatten")  # the same memory in another shape
 
 
@@ -49,9 +51,12 @@ class Kernel(NamedTuple):
     near: Tuple[str, ...] = ()  # places of the kernels around it, since MindSpore does not tell every one's
 
     def place(self, project: Path) -> str:
-        """The innermost line of the project that it comes from, or one near it."""
+        """The innermost line of the project that it comes from, or one near it.
+
+        A virtual environment's packages are not the project's, also where it lies inside of it.
+        """
         for places, word in ((self.places, ""), (self.near, "near ")):
-            own = [place for place in places if place.startswith(f"{project}/")]
+            own = [place for place in places if place.startswith(f"{project}/") and not place.startswith(INSTALLED)]
             if own:
                 return word + own[-1][len(str(project)) + 1 :]
         return self.scope

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,13 @@ def test_operands_of_two_types():
     mixed = [Operand("Float16", (1, 4, 9, 9)), Operand("Float32", (4, 4, 3, 3))]
     (problem,) = violations([Kernel("Conv2DExt", "aclnn", mixed, mixed[:1], "", ["/there/x.py:3"], "net")], PROJECT)
     assert problem.startswith("net: Conv2DExt: its operands are of Float16, Float32; ")
+
+
+def test_a_package_within_the_project_is_not_the_project():
+    project = Path(sysconfig.get_path("purelib")).parents[2]
+    own, package = f"{project}/train.py:3", sysconfig.get_path("purelib") + "/mindspore/ops.py:7"
+    assert Kernel("Add", "aclnn", [], [], "", [own, package], "net").place(project) == "train.py:3"
+    assert Kernel("Add", "aclnn", [], [], "", [package], "net", (own, package)).place(project) == "near train.py:3"
 
 
 @needs_compiler
