@@ -16,7 +16,7 @@ from gm.networks.conditioner import Conditioning
 from gm.sampling.denoiser import VScalingWithEDMcNoise
 
 # Streams with numbers below 3 are the data's (data.dataloader, data.video_dataset, modules.training.latent_cache).
-SIGMA, NOISE, COND_AUG, COND_NOISE, DROPOUT = range(3, 8)
+SIGMA, NOISE, COND_AUG, COND_NOISE, DROPOUT, LORA_DROPOUT = range(3, 9)
 EDGES = (0.3, 1.0, 3.0, 10.0, 30.0)  # about the quantiles 12, 27, 52, 80 and 93 % of SVD's distribution of σ
 BOUNDS = (0.0, *EDGES, np.inf)
 NAMES = tuple(f"loss_sigma/{low:g}-{high:g}" for low, high in zip(BOUNDS, BOUNDS[1:]))

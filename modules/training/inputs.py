@@ -2,15 +2,26 @@
 
 import logging
 from functools import cached_property
-from typing import NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
+from mindspore import Tensor
 
 from gm.backend.operators import inference
 from gm.networks.autoencoder import DOWNSAMPLING
 from gm.networks.conditioner import Conditioning, GeneralConditioner
+from gm.networks.lora import LoRADropout
 from gm.training.autoencoder_loss import ReconstructionInputs
-from gm.training.objective import COND_AUG, COND_NOISE, NOISE, LogNormal, Objective, TrainInputs, unit_gaussian
+from gm.training.objective import (
+    COND_AUG,
+    COND_NOISE,
+    LORA_DROPOUT,
+    NOISE,
+    LogNormal,
+    Objective,
+    TrainInputs,
+    unit_gaussian,
+)
 from gm.training.trainer import Batch, Randoms
 from gm.weights.model_part import ModelPart
 from modules.conditioning import conditioning_inputs, encode_frames
@@ -85,15 +96,39 @@ class FrozenEncoders:
         return (encoded * np.float32(self.scale_factor)).reshape(b, t, *encoded.shape[1:])
 
 
+class DroppedInputs(NamedTuple):
+    """One batch, with the masks of a LoRA's dropout from its tensors to its losses; validation sees none."""
+
+    inputs: TrainInputs
+    dropout: LoRADropout
+    keys: List[int]  # of the clips
+
+    def tensors(self) -> List[Tensor]:
+        """See :meth:`TrainInputs.tensors`."""
+        self.dropout.draw(self.keys)
+        return self.inputs.tensors()
+
+    def loss_sums(self, losses: np.ndarray) -> np.ndarray:
+        """See :meth:`TrainInputs.loss_sums`."""
+        self.dropout.rest()
+        return self.inputs.loss_sums(losses)
+
+
 class UNetInputs(NamedTuple):
     """For the UNet: encoded, noised, conditioned."""
 
     encoders: FrozenEncoders
     objective: Objective
+    dropout: Optional[LoRADropout] = None  # of the UNet's LoRA
 
-    def __call__(self, batch: Batch, randoms: Randoms) -> TrainInputs:
+    def __call__(self, batch: Batch, randoms: Randoms) -> Union[TrainInputs, DroppedInputs]:
         """One batch, as :class:`FrozenEncoders` takes it."""
-        return self.objective(*self.encoders(batch, randoms), randoms)
+        inputs = self.objective(*self.encoders(batch, randoms), randoms)
+        if self.dropout is None:
+            return inputs
+        return DroppedInputs(
+            inputs, self.dropout, [int(random.stream(LORA_DROPOUT).integers(2**31)) for random in randoms]
+        )
 
 
 class AutoencoderInputs(NamedTuple):

@@ -225,6 +225,8 @@ class LoRAOptions(Options):
     """the branch counts alpha / rank; by default once"""
     targets: str = "temporal"
     """temporal, spatial, all (attention layers), or a regular expression for names of linear layers"""
+    dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """share of what reaches the branch that is zeroed while training; needs whole batches (drop_remainder)"""
     pretrained: Optional[FilePath] = None
     """a LoRA file to start from, of the same rank, alpha and layers"""
 
@@ -311,6 +313,11 @@ class TrainingOptions:
                 self.scheduler = replace(self.scheduler, lr=lr)
         if self.lora.pretrained and not self.lora.rank:
             raise UserError("--train.lora.pretrained: tell the LoRA's rank as well, with --train.lora.rank")
+        if self.lora.dropout and not (self.lora.rank and self.dataloader.drop_remainder):
+            raise UserError(
+                "--train.lora.dropout is of a LoRA, with batches of one size: --train.lora.rank, and "
+                "--train.dataloader.drop_remainder=True"
+            )
         if self.lora.rank and self.run.layers:
             raise UserError("--train.layers is not for a LoRA; choose its layers with --train.lora.targets")
         if not self.run.pretrained and (self.run.temporal_only or self.lora.rank):

@@ -11,7 +11,7 @@ from mindspore import Parameter, nn
 from gm.errors import UserError
 from gm.model import DiffusionEngine
 from gm.networks.lora import FLAG as LORA
-from gm.networks.lora import add_lora, lora_parameters
+from gm.networks.lora import LoRADropout, add_lora, lora_parameters
 from gm.networks.precision import set_compute_dtype
 from gm.training.autoencoder_loss import AutoencoderLoss, DecoderLoss, ReconstructionLoss
 from gm.training.objective import ConditioningDropout, DiffusionLoss, LogNormal, Objective
@@ -45,8 +45,9 @@ def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> T
     run, lora, stage = options.run, options.lora, engine.network
     stage.dtype = ms.float16 if amp == "O2" else ms.float32  # of what is frozen
     writer: WeightsWriter
+    lora_dropout = LoRADropout(lora.dropout, options.dataloader.batch_size) if lora.dropout else None
     if lora.rank:
-        parameters = unfreeze_lora(stage, run.temporal_only, lora, options.environment.seed)
+        parameters = unfreeze_lora(stage, run.temporal_only, lora, options.environment.seed, lora_dropout)
         if lora.pretrained:
             start_from_lora(stage, parameters, lora)
         writer = LoRAWriter(float(lora.rank) if lora.alpha is None else lora.alpha, lora.targets, stage.prefix)
@@ -61,7 +62,8 @@ def unet_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> T
     dropout = ConditioningDropout(**pick(options.dropout))
     sigma = LogNormal(options.sigma.P_mean, options.sigma.P_std)
     objective = Objective(engine.denoiser.scaling, sigma, dropout)
-    return TrainingStage(parameters, writer, DiffusionLoss(network), UNetInputs(_encoders(engine, options), objective))
+    inputs = UNetInputs(_encoders(engine, options), objective, lora_dropout)
+    return TrainingStage(parameters, writer, DiffusionLoss(network), inputs)
 
 
 def autoencoder_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> TrainingStage:
@@ -122,19 +124,22 @@ def build_stage(engine: DiffusionEngine, options: TrainingOptions, amp: str) -> 
     return stage
 
 
-def unfreeze_lora(stage: ModelPart, temporal_only: bool, lora: LoRAOptions, seed: int) -> Dict[str, Parameter]:
+def unfreeze_lora(
+    stage: ModelPart, temporal_only: bool, lora: LoRAOptions, seed: int, dropout: Optional[LoRADropout] = None
+) -> Dict[str, Parameter]:
     """Loads the UNet and gives it a LoRA, whose parameters are returned by name.
 
     Args:
         stage: of the UNet, attached to its checkpoint.
         temporal_only: refuses a LoRA for spatial layers.
         seed: of the LoRA's start.
+        dropout: of what reaches it.
 
     Raises:
         UserError: LoRA options that cannot be used.
     """
     net = stage.load()
-    names = add_lora(net, lora.rank, lora.alpha, lora.targets, seed)
+    names = add_lora(net, lora.rank, lora.alpha, lora.targets, seed, dropout)
     spatial = [name for name in names if not is_temporal(name)]
     if temporal_only and spatial:
         raise UserError(

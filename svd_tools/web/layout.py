@@ -17,11 +17,11 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="Stable Video Diffusion", analytics_enabled=False) as blocks:
         gr.HTML("<h1>Stable Video Diffusion</h1><p>A picture becomes a short video.</p>", elem_id="title")
         with gr.Tabs(selected="video") as tabs:
-            with gr.Tab("Picture to video", id="video"):
+            with gr.Tab("Animate", id="video"):
                 video = VideoTab(studio, blocks)
             with gr.Tab("Text to picture", id="text"):
                 TextTab(studio, blocks, video, tabs)
-            with gr.Tab("Motion score", id="motion"):
+            with gr.Tab("Motion", id="motion"):
                 MotionTab(studio, video.panel["motion_bucket_id", None])
     return blocks
 

@@ -134,6 +134,22 @@ def test_validation_videos_are_made_while_training(place, undisturbed):
     assert losses(output) == {step: want[step] for step in (1, 2)}  # validation changes nothing
 
 
+def test_a_lora_s_dropout_goes_on_where_it_was_and_spares_validation(place):
+    flags = ("--train.lora.rank=2", "--train.scheduler.name=constant", "--train.scheduler.lr=0.1")
+    flags += ("--train.validation.every=3", "--train.validation.sampling_steps=1", "--train.validation.clips=1")
+    dropped = (*flags, "--train.lora.dropout=0.5")
+    plain = place.train(place.folder / "plain_lora", *flags, "--train.max_steps=3")
+    whole = place.train(place.folder / "dropped", *dropped, "--train.max_steps=3", "--train.checkpoint_every=2")
+    resume = f"--train.resume={checkpoints(whole)[0]}"
+    again = place.train(place.folder / "dropped_on", *dropped, "--train.max_steps=3", resume)
+    assert same_tensors(*(checkpoints(output)[-1] / "state.safetensors" for output in (whole, again)))
+    assert losses(whole)[1] == losses(plain)[1] and losses(whole)[3] != losses(plain)[3]  # at first B is zero
+    first = [(output / "validation.jsonl").read_text().splitlines()[0] for output in (plain, whole)]
+    assert first[0] == first[1]
+    last = [(output / "validation.jsonl").read_text().splitlines()[-1] for output in (whole, again)]
+    assert last[0] == last[1]
+
+
 def test_layers_by_name(place):
     output = place.train(place.folder / "layers", r"--train.layers=output_blocks.*attn1\.to_q", "--train.max_steps=1")
     changed = changed_names(place.checkpoint, checkpoints(output)[-1] / "model.safetensors")

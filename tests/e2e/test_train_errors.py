@@ -45,6 +45,7 @@ CLIPS, VIDEOS = "--train.dataset.init_args.", "--train.validation."
         (["--train.sigma.P_std=-1"], "--train.sigma.P_std: -1 cannot be used; expected a number from 0 to"),
         (["--train.ema_decay=1"], "--train.ema_decay: 1 cannot be used; expected a number from 0 to 0.999999999999"),
         (["--train.lora.rank=2", "--train.lora.targets=all"], "--train.lora.targets=all has spatial layers"),
+        (["--train.lora.dropout=0.1"], "--train.lora.dropout is of a LoRA"),
         (["--train.lora.rank=2", "--train.lora.targets=nothing"], "no linear layer's name matches 'nothing'"),
         (["--train.validation.images=/nowhere"], "--train.validation.images needs --train.validation.every"),
         (["--train.validation.every=5", "--train.validation.images=/nowhere"], "--train.validation.images"),

@@ -158,7 +158,7 @@ RUNS = {
     "temporal": (),
     "recompute, latent cache": ("--train.recompute=True", "--train.latent_cache.folder={folder}/cache"),
     "all, no average, O0": ("--train.temporal_only=False", "--train.ema_decay=0", "--train.amp_level=O0"),
-    "lora": ("--train.lora.rank=4",),
+    "lora": ("--train.lora.rank=4", "--train.lora.dropout=0.1"),
     "accumulation": ("--train.settings.gradient_accumulation_steps=2",),
     "one by one": (f"--environment.mode={PYNATIVE}",),
     "autoencoder": ("--train.stage=autoencoder", "--train.temporal_only=False", "--train.ema_decay=0",

@@ -19,6 +19,7 @@ from data.video_dataset import VideoDataset
 from gm.errors import UserError
 from svd_tools import score_motion
 from tests.data.synthetic_videos import pan, write_cut_off, write_video
+from tests.e2e.training import free_port
 
 SCRIPT = Path(score_motion.__file__)
 SPEEDS = {"still.mp4": 0.0, "slow, calm.mp4": 0.02, "sub/middle.mkv": 0.06, "sub/deep/fast.mp4": 0.2}
@@ -144,6 +145,19 @@ def test_several_processes_score_each_video_once(run, monkeypatch, tmp_path):
     monkeypatch.delenv("RANK_ID")
     with pytest.raises(UserError, match="--node_rank"):
         run(output=tmp_path / "other.csv")
+
+
+@pytest.mark.slow
+def test_two_workers_of_msrun_write_what_one_process_writes(folder, run, tmp_path):
+    whole, _ = run()
+    output = tmp_path / "together" / "videos.csv"
+    command = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
+    command += [f"--master_port={free_port()}", f"--log_dir={tmp_path / 'msrun'}"]
+    command += [str(SCRIPT), f"--videos={folder}", f"--output={output}"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert rows(output) == whole
+    assert sorted(path.name for path in output.parent.iterdir()) == ["videos.csv", "videos.csv.journal", "videos.png"]
 
 
 @pytest.mark.slow

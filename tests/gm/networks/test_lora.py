@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from gm.backend.runtime import GRAPH_MODE
+from gm.backend.runtime import GRAPH_MODE, PYNATIVE_MODE
 from gm.errors import UserError
-from gm.networks.lora import TARGETS, add_lora, lora_parameters, matching_layers
+from gm.networks.lora import TARGETS, LoRADropout, add_lora, lora_parameters, matching_layers
 from gm.networks.precision import set_compute_dtype
 from gm.weights.checkpoint import open_checkpoint, save_safetensors
 from gm.weights.lora_file import LoRAWriter, LowRank, MergedSource, read_lora, write_lora
@@ -131,12 +131,14 @@ def test_branches_and_merged_weights_give_the_same_result(checkpoint, net, lora)
 class Transformer(nn.Cell):
     """One transformer with random weights and branches: quick to compile."""
 
-    def __init__(self):
+    def __init__(self, dropout=None):
         super().__init__()
         self.block = SpatialVideoTransformer(32, 2, 16, 24)
-        add_lora(self, rank=2, targets="all")
+        add_lora(self, rank=2, targets="all", dropout=dropout)
         rng = np.random.default_rng(2)
         for parameter in self.get_parameters():
+            if parameter.dtype != ms.float32 or not parameter.shape:
+                continue  # dropout's own
             parameter.set_data(Tensor(random(rng, *parameter.shape) * np.float32(0.1)))
         self.inputs = [Tensor(random(rng, *shape)) for shape in ((FRAMES, 32, 4, 4), (1, 1), (1, 1, 24))]
 
@@ -161,6 +163,77 @@ def test_half_precision_reaches_the_branches():
     layer = net.block.time_stack[0].attn1.to_q
     assert layer(net.inputs[2][..., :1].broadcast_to((1, 1, 32))).dtype == ms.float16
     assert 0 < np.abs(net.result() - exact).max() < 0.01 * np.abs(exact).max()
+
+
+class Dropped(nn.Cell):
+    """A weight's gradient through the dropout of a layer's number 7 is its mask."""
+
+    def __init__(self, dropout, shape):
+        super().__init__()
+        self.dropout, self.weight = dropout, ms.Parameter(Tensor(np.ones(shape, np.float32)))
+
+    def construct(self, x):
+        out = self.dropout(x * self.weight, 7)
+        return out.sum(), out
+
+
+class Masks(nn.Cell):
+    def __init__(self, net):
+        super().__init__(auto_prefix=False)
+        self.both = ms.value_and_grad(net, None, ms.ParameterTuple([net.weight]), has_aux=True)
+
+    def construct(self, x):
+        return self.both(x)
+
+
+@pytest.mark.parametrize("mode", [PYNATIVE_MODE, GRAPH_MODE])
+def test_dropout_is_a_mask_of_each_clip_s_key_while_training(mode):
+    ms.set_context(mode=mode)
+    dropout = LoRADropout(0.3, clips=2)
+    net = Masks(Dropped(dropout, (6, 40, 64)))  # three frames of each clip
+
+    def masks():
+        (_, out), (gradient,) = net(Tensor(np.ones((6, 40, 64), np.float32)))
+        assert np.array_equal(out.asnumpy(), gradient.asnumpy())
+        return out.asnumpy()
+
+    assert (masks() == 1).all()
+    dropout.draw([3, 2**31 - 1])
+    first = masks()
+    assert set(np.unique(first)) == {0, np.float32(1 / 0.7)}
+    for axis in ((1, 2), (0, 2), (0, 1)):  # every frame, place and channel loses its share
+        kept = (first > 0).mean(axis)
+        assert np.abs(kept - 0.7).max() < 5 * np.sqrt(0.21 * kept.size / first.size)
+    dropout.draw([3, 4])
+    second = masks()
+    assert np.array_equal(second[:3], first[:3])
+    for other in (second[3:], np.roll(first[:3], 1, 2), np.roll(first[:3], 1, 1), np.roll(first[:3], 1, 0)):
+        assert abs(np.corrcoef(other.ravel(), first[:3].ravel())[0, 1]) < 5 / np.sqrt(other.size)
+    dropout.rest()
+    assert (masks() == 1).all()
+
+
+def test_dropout_s_masks_are_the_same_where_activations_are_recomputed():
+    """Also while gradients of the batch before are still being computed."""
+
+    def gradients(recompute):
+        dropout = LoRADropout(0.5, clips=1)
+        net = Transformer(dropout)
+        if recompute:
+            net.block.recompute()
+        step = ms.value_and_grad(lambda: (net(*net.inputs) ** 2).mean(), None, [*lora_parameters(net).values()])
+        found = []
+        for key in range(5):
+            dropout.draw([key])
+            found.append(step()[1])
+        dropout.rest()
+        return [[value.asnumpy() for value in one] for one in found]
+
+    plain, recomputed = gradients(False), gradients(True)
+    assert not np.allclose(plain[0][1], plain[1][1])
+    for ours, theirs in zip(recomputed, plain):
+        for one, other in zip(ours, theirs):
+            np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
 def test_targets_at_full_size():

@@ -35,7 +35,7 @@ def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
     tab.page.mouse.move(box["x"] + 100, box["y"] + 100, steps=4)
     tab.page.mouse.up()
     tab.page.wait_for_timeout(1500)
-    tab.fill(sampling_steps=10)
+    tab.fill()
     down, across = (float(tab.page.input_value(f"#option-crop_offset-{i} input[type=number]")) for i in (0, 1))
     assert down == 0.5 and across > 0.6  # the picture is wider than high: only this axis moves
     tab.run()
@@ -55,9 +55,10 @@ def test_from_an_upload_to_a_video_that_plays(open_tab, tmp_path):
         assert reader.num_frames == 8
     with Image.open(files["webp"]) as image:  # lossless: the first frame is the crop that was shown
         first = np.asarray(image.convert("RGB"), float)
-    wanted = [fit_image(read_image(TIGER), 128, 128, (down, x)).astype(float) for x in (across, 0.5)]
-    ours, centre = (np.corrcoef(first.ravel(), picture.ravel())[0, 1] for picture in wanted)
-    assert ours > 0.9 and ours > centre
+    offsets = np.linspace(0, 1, 41)
+    crops = [fit_image(read_image(TIGER), 128, 128, (down, x)).astype(float) for x in offsets]
+    likeness = [np.corrcoef(first.ravel(), crop.ravel())[0, 1] for crop in crops]
+    assert max(likeness) > 0.8 and offsets[np.argmax(likeness)] == pytest.approx(across, abs=0.05)
     assert not tab.errors
 
 
@@ -167,17 +168,17 @@ def test_a_clip_s_motion(open_tab, tmp_path):
 
     write_video(tmp_path / "pan.mp4", pan(16, 90, 120, 6.0, seed=1))
     tab = open_tab()
-    tab.page.get_by_role("tab", name="Motion score").click()
+    tab.page.get_by_role("tab", name="Motion").click()
     tab.upload(tmp_path / "pan.mp4", "clip")
     text = tab.wait_for_text("#clip", "Motion bucket")
     bucket = re.search(r"Motion bucket (\d+)", text).group(1)
     assert int(bucket) > 100 and tab.page.locator(".flow img").count() >= 1
     tab.page.click("#use-bucket")
-    tab.page.get_by_role("tab", name="Picture to video").click()
+    tab.page.get_by_role("tab", name="Animate").click()
     tab.page.wait_for_timeout(1000)
     assert tab.page.input_value("#option-motion_bucket_id input[type=number]") == bucket
     (tmp_path / "still.mp4").write_bytes(TIGER.read_bytes())
-    tab.page.get_by_role("tab", name="Motion score").click()
+    tab.page.get_by_role("tab", name="Motion").click()
     tab.upload(tmp_path / "still.mp4", "clip")
     tab.wait_for_text("#clip .problem", "still.mp4")
 
@@ -209,7 +210,7 @@ def test_nothing_is_asked_of_the_network_or_cut_off(open_tab, server, width):
     tab.small()
     tab.run()
     tab.wait("done")
-    tab.page.get_by_role("tab", name="Motion score").click()
+    tab.page.get_by_role("tab", name="Motion").click()
     tab.page.wait_for_timeout(1000)
     hosts = {address.split("/")[2] for address in tab.requests if not address.startswith(("data:", "blob:"))}
     assert hosts == {f"127.0.0.1:{server.port}"} and len(tab.requests) > 20
@@ -293,11 +294,13 @@ def test_an_event_names_no_file_but_an_uploaded_one(open_tab, server):
     config = json.loads(fetch(server, "config")[1])
     picture = next(item["id"] for item in config["components"] if item["props"].get("elem_id") == "picture")
     event = next(item for item in config["dependencies"] if [picture, "upload"] in item["targets"])
+    values = {item["id"]: item["props"].get("value") for item in config["components"]}
     for path in ("/etc/passwd", str(TIGER), "http://127.0.0.1:1/x.jpg"):
-        data = {"data": [None] * len(event["inputs"]), "event_data": {"path": path, "name": "x.jpg"},
+        data = {"data": [values[key] for key in event["inputs"]], "event_data": {"path": path, "name": "x.jpg"},
                 "fn_index": event["id"], "trigger_id": picture, "session_hash": "forged"}  # fmt: skip
         answer = fetch(server, "gradio_api/run/predict", json.dumps(data).encode())[1].decode()
-        assert "was not uploaded, or is not kept any more" in answer and "root:" not in answer
+        ours, gradios = "was not uploaded, or is not kept any more", "not in the cache folder and cannot be accessed"
+        assert (ours in answer or gradios in answer) and "root:" not in answer
     tab.example()
 
 
