@@ -1,5 +1,10 @@
 """Animates an image, or every image in a folder, with Stable Video Diffusion."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python imports; then gm.errors.run_command has its own
+
 import sys
 from contextlib import contextmanager
 from datetime import datetime

@@ -1,5 +1,10 @@
 """Finetunes Stable Video Diffusion on the videos of a CSV file."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python imports; then gm.errors.run_command has its own
+
 import json
 import logging
 import sys

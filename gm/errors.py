@@ -4,11 +4,15 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Callable, Iterable, NoReturn, Optional, Sequence, TextIO
 
-STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+RETRY_SECONDS = 0.05
+CLEANING_SECONDS = 3.0
 EXIT_USAGE = 2  # what argparse and POSIX utilities return for unusable arguments or input
 
 
@@ -58,25 +62,27 @@ def run_command(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[
     and their compilers print there goes to the standard error.
     """
     sys.stdout, sys.stderr = out, _ = _Output(_results()), _Output(sys.stderr)
+    stop = _Stop(os.getpid())
     for number in STOPPING:
-        if signal.getsignal(number) is signal.SIG_DFL:  # not where it is ignored: nohup
-            signal.signal(number, _Stop(os.getpid()))
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored: nohup
+            signal.signal(number, stop)
     try:
         main(argv)
+        if stop.received:  # and what was raised was swallowed
+            sys.exit(128 + stop.received)
         out.flush()
         if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
             raise UserError(f"the standard output cannot be written: {out.failure.strerror}; all files are written")
-    except UserError as error:
-        sys.stderr.write(f"error: {shown(str(error))}\n")
-        sys.exit(EXIT_USAGE)
-    except OSError as error:
-        if error.filename is None:
+    except BaseException as error:
+        if stop.received:  # the error may be what others have made of its exception
+            sys.exit(128 + stop.received)
+        if isinstance(error, UserError):
+            sys.stderr.write(f"error: {shown(str(error))}\n")
+        elif isinstance(error, OSError) and error.filename is not None:
+            sys.stderr.write(f"error: {shown(f'cannot use {error.filename}: {error.strerror}')}\n")
+        else:
             raise
-        sys.stderr.write(f"error: {shown(f'cannot use {error.filename}: {error.strerror}')}\n")
         sys.exit(EXIT_USAGE)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
     sys.exit(0)
 
 
@@ -91,20 +97,41 @@ def _results() -> Optional[TextIO]:
 
 
 class _Stop:
-    """A signal's handler that ends the program in good order; in a process forked from it, at once."""
+    """A signal's handler that ends the program in good order; in a process forked from it, at once.
+
+    Not while a module is imported: what C extensions make of an exception in their beginning is another error, or none.
+
+    Attributes:
+        received: the signal's number, or 0.
+    """
 
     def __init__(self, process: int) -> None:
-        self.process = process
+        self.process, self.received, self._since = process, 0, 0.0
 
     def __call__(self, number: int, frame: Optional[FrameType]) -> None:
         if os.getpid() != self.process:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        for other in STOPPING:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not stop the cleaning
-        sys.stderr.write(f"interrupted ({signal.Signals(number).name})\n")
-        sys.exit(128 + number)
+        if _is_import(frame):
+            again = threading.Timer(RETRY_SECONDS, os.kill, (self.process, number))
+            again.daemon = True
+            again.start()
+            return
+        now = time.monotonic()
+        if self.received and now < self._since + CLEANING_SECONDS:
+            return  # a second one must not stop the cleaning
+        if not self.received:
+            sys.stderr.write(f"interrupted ({signal.Signals(number).name})\n")
+        self.received, self._since = number, now
+        raise KeyboardInterrupt
+
+
+def _is_import(frame: Optional[FrameType]) -> bool:
+    """Whether a frame, or one that called it, imports a module."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class _Output:

@@ -50,6 +50,38 @@ def test_a_stopped_command_leaves_nothing_and_says_so(tmp_path, number):
     assert errors.startswith("interrupted") and errors.count("\n") == 1
 
 
+DEAF = """
+import os, signal, sys, time
+from contextlib import suppress
+from gm.errors import run_command
+
+def main(argv):
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    sys.stderr.write("goes on\\n")
+
+run_command(main)
+"""
+
+
+def test_a_signal_is_told_where_its_exception_was_swallowed():
+    result = subprocess.run([sys.executable, "-c", DEAF], cwd=PROJECT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (143, "interrupted (SIGTERM)\ngoes on\n")
+
+
+IMPORTING = "from gm.errors import run_command\ndef main(argv):\n    import slow\n    slow.wait()\nrun_command(main)"
+
+
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path):
+    body = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\nprint('imported')\n"
+    (tmp_path / "slow.py").write_text(body + "def wait():\n    time.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", IMPORTING]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "imported\n", "interrupted (SIGTERM)\n")
+
+
 def test_nohup_is_respected(tmp_path):
     def ignore():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
